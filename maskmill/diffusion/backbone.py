@@ -1,0 +1,167 @@
+"""Loads any diffusers text-to-image folder or hub id and reduces it to what the pipeline needs: text -> condition,
+image <-> latent, and the predicted noise at a step."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+
+from maskmill.errors import UserError
+
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Encoded prompts: ``embeds`` (B, tokens, width) and what an XL U-Net wants besides."""
+
+    embeds: torch.Tensor
+    added: dict[str, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def rows(self, index: slice) -> Condition:
+        """The condition of some of the prompts."""
+        added = None if self.added is None else {k: v[index] for k, v in self.added.items()}
+        return Condition(self.embeds[index], added)
+
+
+def concatenate(first: Condition, second: Condition) -> Condition:
+    """Two conditions as one batch, for guidance in a single U-Net call."""
+    added = None
+    if first.added is not None:
+        added = {k: torch.cat([v, second.added[k]]) for k, v in first.added.items()}
+    return Condition(torch.cat([first.embeds, second.embeds]), added)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a model folder that lacks a part or holds a pickle, before anything is loaded from it.
+
+    Raises:
+        UserError: names the missing part or the pickled file.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"{folder}: expected a diffusers pipeline folder, got one without model_index.json")
+    try:
+        names = json.loads(index.read_text())
+    except ValueError as error:
+        raise UserError(f"{index}: expected JSON, got: {error}") from None
+    for part in PARTS:
+        if part not in names or not (folder / part).is_dir():
+            raise UserError(f"{folder}: expected the part '{part}' of a text-to-image pipeline, found none")
+        pickles = sorted(f.name for f in (folder / part).iterdir() if f.suffix in PICKLES)
+        if pickles:
+            raise UserError(f"{folder / part / pickles[0]}: a pickle; convert the weights to safetensors and remove it")
+        if part in ("vae", "unet", "text_encoder") and not list((folder / part).glob("*.safetensors")):
+            raise UserError(f"{folder / part}: expected weights as *.safetensors, found none")
+
+
+class Backbone:
+    """A frozen text-to-image diffusion model.
+
+    Args:
+        model_id: a local folder in diffusers' layout, or a hub id.
+        revision: of a hub id; empty for its default branch.
+        dtype: "float32", "float16" or "bfloat16".
+        device: where it runs.
+
+    Raises:
+        UserError: the folder is incomplete or holds pickles; the hub id cannot be had (says what to do).
+    """
+
+    def __init__(self, model_id: str, revision: str = "", dtype: str = "float32", device: str = "cpu") -> None:
+        diffusers_logging.disable_progress_bar()
+        diffusers_logging.set_verbosity_error()
+        local = Path(model_id).expanduser()
+        if local.is_dir():
+            check_folder(local)
+        elif model_id.startswith((".", "/", "~")) or len(local.parts) > 2 or local.parts[0] == "data":
+            raise UserError(f"{model_id}: expected a model folder, found none; run `dvc pull` or `dvc repro pretrain`")
+        try:
+            pipe = DiffusionPipeline.from_pretrained(
+                str(local) if local.is_dir() else model_id,
+                revision=revision or None,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=local.is_dir() or bool(os.environ.get("HF_HUB_OFFLINE")),
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"model.id {model_id}: cannot be loaded ({reason}); give a local diffusers folder, or download it first: "
+                f"hf download {model_id} --local-dir models/{local.name}, then set model.id to models/{local.name}"
+            ) from None
+        self.pipe = pipe.to(device)
+        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        self.unet, self.vae, self.tokenizer = pipe.unet, pipe.vae, pipe.tokenizer
+        for module in (self.unet, self.vae, pipe.text_encoder):
+            module.requires_grad_(False).eval()
+        # from_config: the inverse and forward steps below must share this model's own noise schedule.
+        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, thresholding=False)
+        self.abar = self.scheduler.alphas_cumprod.to(torch.float64)
+        self.prediction = self.scheduler.config.prediction_type
+        if self.prediction not in ("epsilon", "v_prediction"):
+            raise UserError(f"model.id {model_id}: prediction_type '{self.prediction}' is neither epsilon nor v_prediction")
+
+    @property
+    def scale(self) -> int:
+        """Pixels per latent cell along one side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def timesteps(self, steps: int) -> list[int]:
+        """The T time steps of the model's DDIM schedule, ascending (t_1 < ... < t_T)."""
+        self.scheduler.set_timesteps(steps)
+        return sorted(int(t) for t in self.scheduler.timesteps)
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: list[str], size: int) -> Condition:
+        """Prompts -> condition. ``size`` is the picture's side in pixels, which an XL model is told."""
+        if hasattr(self.pipe, "text_encoder_2"):
+            embeds, _, pooled, _ = self.pipe.encode_prompt(
+                prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            ids = torch.tensor([[size, size, 0, 0, size, size]], dtype=embeds.dtype, device=self.device)
+            return Condition(embeds, {"text_embeds": pooled, "time_ids": ids.repeat(len(prompts), 1)})
+        embeds, _ = self.pipe.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
+        return Condition(embeds)
+
+    @torch.inference_mode()
+    def encode_images(self, images: np.ndarray) -> torch.Tensor:
+        """(B, H, W, 3) uint8 -> scaled latents (B, C, h, w) float32, the mean of the VAE's posterior."""
+        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        z = self.vae.encode(x.to(self.device, self.dtype)).latent_dist.mean
+        return z.float() * self.vae.config.scaling_factor
+
+    @torch.inference_mode()
+    def decode(self, z: torch.Tensor) -> np.ndarray:
+        """Scaled latents (B, C, h, w) -> (B, H, W, 3) uint8"""
+        x = self.vae.decode((z / self.vae.config.scaling_factor).to(self.dtype)).sample
+        x = ((x.float() + 1.0) * 127.5).round().clamp(0, 255)
+        return x.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
+
+    @torch.inference_mode()
+    def noise(self, z: torch.Tensor, t: int, condition: Condition) -> torch.Tensor:
+        """epsilon(z, t, y): the predicted noise, (B, C, h, w) float32, whatever the model was trained to predict."""
+        out = self.unet(
+            z.to(self.dtype), t, encoder_hidden_states=condition.embeds, added_cond_kwargs=condition.added
+        ).sample.float()
+        if self.prediction == "v_prediction":
+            a = float(self.abar[t])
+            out = a**0.5 * out + (1 - a) ** 0.5 * z
+        return out
+
+    def start_noise(self, seeds: list[int], size: int) -> torch.Tensor:
+        """x_T ~ N(0, 1), one generator per sample, so that a sample does not depend on its neighbours. (B, C, h, w)"""
+        shape = (self.unet.config.in_channels, size // self.scale, size // self.scale)
+        z = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(z).to(self.device)

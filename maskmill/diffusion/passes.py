@@ -1,0 +1,114 @@
+"""The two journeys through the diffusion model that leave an attention record: generation, and inversion of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from maskmill.diffusion.backbone import Backbone, concatenate
+from maskmill.diffusion.capture import AttentionCapture, word_weights
+from maskmill.diffusion.features import FeatureMean
+from maskmill.diffusion.sampling import ddim_invert, ddim_sample, guided
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class RecordShape:
+    """What an attention record keeps: time bins of A_c, longest side of self-attention rows and of their columns."""
+
+    bins: int
+    columns_rows: int
+    anchors: int
+
+
+def padded_batches(count: int, batch: int) -> Iterator[tuple[list[int], int]]:
+    """Indices 0..count-1 in batches of exactly ``batch``, the last one filled up by repeating its last index.
+
+    Kernels round differently for different batch sizes; with one size a sample is the same bits wherever it stands.
+    Yields (indices, how many of them are new).
+    """
+    for start in range(0, count, batch):
+        new = list(range(start, min(count, start + batch)))
+        yield new + [new[-1]] * (batch - len(new)), len(new)
+
+
+def open_capture(backbone: Backbone, shape: RecordShape) -> AttentionCapture:
+    """A capture for this model's U-Net."""
+    return AttentionCapture(backbone.unet, columns_rows=shape.columns_rows, anchors=shape.anchors)
+
+
+def generate(
+    backbone: Backbone,
+    capture: AttentionCapture,
+    prompts: Sequence[str],
+    spans: Sequence[tuple[int, int]],
+    seeds: Sequence[int],
+    *,
+    size: int,
+    steps: int,
+    guidance: float,
+    negative: str,
+    bins: int,
+) -> tuple[np.ndarray, list[Arrays]]:
+    """Sample one image per prompt (DDIM, eta 0) and record the attention of its class word.
+
+    Returns:
+        Images (B, size, size, 3) uint8 and B attention records.
+    """
+    condition = backbone.encode_text(list(prompts), size)
+    unconditional = backbone.encode_text([negative] * len(prompts), size)
+    n_tokens = condition.embeds.shape[1]
+    recorded = None if guidance == 1.0 else slice(len(prompts), 2 * len(prompts))
+    eps = guided(backbone.noise, condition, unconditional, guidance, concatenate)
+    with capture:
+        capture.begin(word_weights(list(spans), n_tokens).to(backbone.device), bins=bins, conditional=recorded)
+        z = ddim_sample(eps, backbone.start_noise(list(seeds), size), backbone.timesteps(steps), backbone.abar)
+        records = capture.end()
+    return backbone.decode(z), records
+
+
+def invert(
+    backbone: Backbone,
+    capture: AttentionCapture,
+    images: np.ndarray,
+    prompts: Sequence[str],
+    spans: Sequence[tuple[int, int]],
+    *,
+    steps: int,
+    bins: int,
+    features: FeatureMean | None,
+) -> tuple[list[Arrays], list[Arrays] | None, np.ndarray]:
+    """DDIM inversion of images under their prompts, then the reverse pass (Eq. 7 and 8), both without guidance.
+
+    The attention record comes from the inversion, the features from the reverse pass, which is left out when
+    ``features`` is None.
+
+    Args:
+        images: (B, S, S, 3) uint8.
+
+    Returns:
+        B records, B dicts of features or None, and the relative error |z_0' - z_0| / |z_0| of each latent after both
+        passes, (B,) float64, nan without the reverse pass.
+    """
+    condition = backbone.encode_text(list(prompts), images.shape[1])
+    times = backbone.timesteps(steps)
+
+    def eps(x: torch.Tensor, t: int) -> torch.Tensor:
+        return backbone.noise(x, t, condition)
+
+    z = backbone.encode_images(images)
+    with capture:
+        capture.begin(word_weights(list(spans), condition.embeds.shape[1]).to(backbone.device), bins=bins)
+        noise = ddim_invert(eps, z, times, backbone.abar)
+        records = capture.end()
+    if features is None:
+        return records, None, np.full(len(images), np.nan)
+    with features:
+        back = ddim_sample(eps, noise, times, backbone.abar)
+        means = features.end()
+    error = (back - z).flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)
+    return records, means, error.double().cpu().numpy()

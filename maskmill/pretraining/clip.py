@@ -1,0 +1,72 @@
+"""The miniature's own CLIP (open_clip): the judge and the prior of the pipeline, trained on world pictures only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
+import torch.nn.functional as F
+from open_clip.model import CLIP
+from safetensors.torch import save_file
+
+from maskmill.pretraining.loop import batch_rng, share
+from maskmill.pretraining.vae import to_tensor
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def config(width: int, layers: int, patch: int, embed_dim: int, size: int, vocab_size: int, context: int) -> dict:
+    """open_clip's model configuration of a small vision transformer and a two-layer text transformer."""
+    return {
+        "embed_dim": embed_dim,
+        "vision_cfg": {"image_size": size, "layers": layers, "width": width, "head_width": 32, "patch_size": patch},
+        "text_cfg": {
+            "context_length": context, "vocab_size": vocab_size, "width": embed_dim, "heads": 4, "layers": 2,
+            "hf_tokenizer_name": "tokenizer", "tokenizer_kwargs": {"strip_sep_token": False},
+        },
+    }  # fmt: skip
+
+
+def build(model_config: dict) -> CLIP:
+    """The open_clip model of a configuration made by ``config``."""
+    text = {k: v for k, v in model_config["text_cfg"].items() if not k.startswith(("hf_", "tokenizer_"))}
+    return CLIP(model_config["embed_dim"], model_config["vision_cfg"], text)
+
+
+def loss(model: CLIP, step: int, images: np.ndarray, tokens: torch.Tensor, batch: int, seed: int) -> torch.Tensor:
+    """Symmetric contrastive loss; two pictures with the very same caption count as one target, split evenly.
+
+    ``tokens`` is (n, captions per scene, context): one caption of each scene is drawn.
+    """
+    rng, _ = batch_rng(seed, step)
+    index = np.sort(rng.integers(0, len(images), batch))
+    x = to_tensor(images[index]).to(tokens.device)
+    flip = torch.from_numpy(rng.random(batch) < 0.5).to(x.device)
+    x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    text = tokens[index, rng.integers(0, tokens.shape[1], batch)].long()  # (B, context)
+    image_features, text_features, scale = model(x[share()], text[share()])
+    if dist.is_initialized():  # every process sees the whole batch's features; rows come in the order of the shares
+        image_features, text_features = _gather(image_features), _gather(text_features)
+        text = torch.cat([text[i :: dist.get_world_size()] for i in range(dist.get_world_size())])
+    logits = (scale * image_features @ text_features.T).float()
+    target = (text[:, None] == text[None]).all(-1).float()
+    target = target / target.sum(1, keepdim=True)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def _gather(x: torch.Tensor) -> torch.Tensor:
+    """Rows of all processes; the gradient flows to this process's own rows, as often as they are used anywhere."""
+    return torch.cat(dist_functional.all_gather(x))
+
+
+def save(model: CLIP, model_config: dict, tokenizer, folder: Path) -> None:
+    """Write the folder that open_clip reads as ``local-dir:<folder>``: configuration, safetensors, tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"model_cfg": model_config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2) + "\n")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    tokenizer.save_pretrained(folder)

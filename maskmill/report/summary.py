@@ -1,0 +1,91 @@
+"""``metrics/summary.json``: the headline numbers of every stage in one flat, stable file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from maskmill.errors import UserError
+
+DECIMALS = 6
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a whole file or none of it: written aside in the same folder, flushed to disk, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def rounded(value: object, decimals: int = DECIMALS) -> object:
+    """The same structure with every float rounded and -0.0 made 0.0. Raises ``UserError`` on NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): rounded(inner, decimals) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(inner, decimals) for inner in value]
+    if hasattr(value, "item") and not isinstance(value, float | int):
+        value = value.item()  # a numpy scalar
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UserError(f"expected a finite number, got {value}")
+        return round(value, decimals) + 0.0
+    return value
+
+
+def to_json(value: object) -> str:
+    """JSON with rounded floats, two spaces, keys in the order given, and a newline at the end."""
+    return json.dumps(rounded(value), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_summary(path: str | Path) -> dict[str, float]:
+    """The numbers of a summary file; an absent file is an empty summary. Raises ``UserError`` on anything else."""
+    path = Path(path)
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: expected JSON, got {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected one flat object of numbers, got {type(found).__name__}")
+    return {key: _number(path, key, value) for key, value in found.items()}
+
+
+def _number(where: object, key: str, value: object) -> float:
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{where}: key {key!r}: expected a finite number, got {value!r}")
+    return value
+
+
+def merge_summary(path: str | Path, numbers: Mapping[str, float], replace_prefix: str | None = None) -> dict:
+    """Merge flat headline numbers into a summary file and return the whole of it.
+
+    Keys are sorted and floats rounded to 6 decimals, so that equal numbers give equal bytes whatever the order in
+    which stages ran.
+
+    Args:
+        path: the file; made if absent, replaced whole or not at all.
+        numbers: flat keys such as ``world.attentioncut.iou``; they win over what the file holds.
+        replace_prefix: first drop every key of the file that is this or starts with this and a dot, so that numbers a
+            stage no longer makes do not linger.
+    """
+    merged = read_summary(path)
+    if replace_prefix is not None:
+        merged = {k: v for k, v in merged.items() if k != replace_prefix and not k.startswith(f"{replace_prefix}.")}
+    merged |= {key: _number("summary", key, value) for key, value in numbers.items()}
+    merged = rounded(dict(sorted(merged.items())))
+    write_atomic(path, to_json(merged))
+    return merged

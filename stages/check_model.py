@@ -1,0 +1,85 @@
+"""Measure the miniature itself: is its world learnt well enough for its masks to mean something?
+
+Inputs:   data/mini, the held-out scenes, the generated set (nothing dropped by generate.filter before it is judged)
+Outputs:  metrics/mini.json: VAE fidelity, its CLIP on held-out scenes, how often a generated picture shows its class;
+          metrics/grids/generated.png: pictures of every class
+Command:  python stages/check_model.py
+Time:     about 10 seconds
+Expect:   vae.psnr at least 26 dB, clip.one_object at least .95, generated.recognised at least .80 for every class
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from maskmill import world
+from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
+from maskmill.datasets.table import read_image
+from maskmill.diffusion.backbone import Backbone
+from maskmill.errors import exit_cleanly
+from maskmill.report.grids import Column, Row, picture_grid
+from maskmill.report.summary import to_json
+from maskmill.zeroshot import ZeroShot
+
+SCENES = 400
+FIRST_SEED = 5_000_000  # scenes that neither the training nor the held-out draws use
+
+
+def vae_psnr(backbone: Backbone, images: list[np.ndarray]) -> float:
+    """Mean PSNR in dB of encode-decode, outputs rounded to 8 bits."""
+    values = []
+    for image in progress(images, "vae", unit="image"):
+        back = backbone.decode(backbone.encode_images(image[None]))[0]
+        error = np.mean((back.astype(float) - image) ** 2)
+        values.append(10 * np.log10(255**2 / max(error, 1e-9)))
+    return float(np.mean(values))
+
+
+def clip_accuracy(clip: ZeroShot, scenes: list[world.Scene]) -> float:
+    """Share of scenes whose most probable class is one that they show."""
+    p = clip.probabilities([s.image for s in progress(scenes, "clip", unit="image")])
+    best = [clip.classes[k] for k in p.argmax(1)]
+    return float(np.mean([b in {t.cls for t in s.things} for b, s in zip(best, scenes, strict=True)]))
+
+
+def main() -> None:
+    die_with_parent()
+    args, params = stage_arguments(
+        __doc__, ("model", "world"), {"generated": "data/generated/set", "metrics": "metrics"}
+    )
+    m, settings = params.model, runtime()
+    clip = ZeroShot(m.clip, world.CLASSES, device=settings.device)
+    alone = [world.render(FIRST_SEED + i, params.world.size, 0.0) for i in range(SCENES)]
+    pairs = [world.render(FIRST_SEED + i, params.world.size, 1.0) for i in range(SCENES)]
+    backbone = Backbone(m.id, m.revision, m.dtype, settings.device)
+    numbers = {
+        "mini.vae.psnr": vae_psnr(backbone, [s.image for s in pairs[:200]]),
+        "mini.clip.one_object": clip_accuracy(clip, alone),
+        "mini.clip.two_objects": clip_accuracy(clip, pairs),
+    }
+    folder = Path(args.generated)
+    table = pd.read_csv(folder / "index.csv")
+    known = table[table["class"].isin(world.CLASSES)]
+    p = clip.probabilities([read_image(folder / name) for name in known["image"]])
+    right = known.assign(right=[clip.classes[k] for k in p.argmax(1)] == known["class"])
+    for cls, share in right.groupby("class")["right"].mean().items():
+        numbers[f"mini.generated.recognised.{cls}"] = float(share)
+    numbers["mini.generated.recognised"] = float(right["right"].mean())
+    numbers["mini.generated.count"] = len(right)
+    rows = []
+    for _, group in known.groupby("class"):
+        pictures = [read_image(folder / name) for name in group["image"][:8]]
+        panels = {str(k): picture for k, picture in enumerate(pictures)}
+        rows.append(Row(pictures[0], panels, str(group["prompt"].iloc[0]), str(group["class"].iloc[0])))
+    columns = tuple(Column(str(k), f"{k + 1}", "image") for k in range(max(len(r.panels) for r in rows)))
+    picture_grid(rows, columns, Path(args.metrics) / "grids/generated.png", "Generated pictures, class by class", 128)
+    rounded = {k: round(v, 6) for k, v in sorted(numbers.items())}
+    write_atomically(Path(args.metrics) / "mini.json", to_json(rounded))
+    print("\n".join(f"{k:34s} {v:.3f}" for k, v in rounded.items()))
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)

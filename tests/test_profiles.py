@@ -1,0 +1,109 @@
+"""Profiles: each shipped one applies, comments stay, and the flags say the same as the file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maskmill import params, profiles
+from maskmill.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = (ROOT / "params.yaml").read_text(encoding="utf-8")
+SHIPPED = sorted((ROOT / "profiles").glob("*.yaml"))
+
+
+def run(folder: Path, *argv: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "maskmill.profiles", *argv, "--params", str(folder / "params.yaml")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def comment_texts(text: str) -> list[str]:
+    return [line.split("#", 1)[1].strip() for line in text.splitlines() if "#" in line]
+
+
+def test_an_empty_patch_changes_no_byte():
+    assert profiles.patch(COMMITTED, {}) == COMMITTED
+    same = {"attentioncut.tau": yaml.safe_load(COMMITTED)["attentioncut"]["tau"]}
+    assert profiles.patch(COMMITTED, same) == COMMITTED
+
+
+def test_there_are_the_profiles_that_the_readme_names():
+    assert {"sd14", "smoke"} <= {p.stem for p in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_profile_applies_and_keeps_comments_and_order(path):
+    changes = profiles.read(path)
+    new = profiles.patch(COMMITTED, changes)
+    loaded = params.plain(params.loads(new, str(path)))
+    expected = dict(profiles._flatten(yaml.safe_load(COMMITTED))) | changes
+    assert dict(profiles._flatten(loaded)) == expected
+    assert comment_texts(new) == comment_texts(COMMITTED)
+    assert len(new.splitlines()) == len(COMMITTED.splitlines())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_flags_give_dvc_the_same_parameters(path, tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
+    changes = profiles.read(path)
+    words = " ".join(profiles.flags(changes, path.name)).split()
+    assert words[::2] == ["-S"] * len(changes)
+    target = tmp_path / "params.yaml"
+    target.write_text(COMMITTED, encoding="utf-8")
+    apply_overrides(target, words[1::2])
+    assert params.load(target) == params.loads(profiles.patch(COMMITTED, changes), "x")
+
+
+def test_a_patch_touches_one_value_only():
+    new = profiles.patch(COMMITTED, {"attentioncut.lambda": 0.75, "world.seeds": [7, 8]})
+    changed = [(a, b) for a, b in zip(COMMITTED.splitlines(), new.splitlines(), strict=True) if a != b]
+    assert [b.split("#")[0].strip() for _, b in changed] == ["seeds: [7, 8]", "lambda: 0.75"]
+    lines = profiles.differences(COMMITTED, new)
+    assert [line.split(":")[0] for line in lines] == ["world.seeds", "attentioncut.lambda"]
+    assert lines[0].endswith("-> [7,8]") and lines[1].endswith("-> 0.75")
+
+
+def test_the_command_writes_shows_and_says_when_there_is_nothing_to_do(tmp_path):
+    (tmp_path / "params.yaml").write_text(COMMITTED, encoding="utf-8")
+    printed = run(tmp_path, "smoke", "--print")
+    assert printed.returncode == 0 and printed.stdout.startswith("-S ")
+    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == COMMITTED
+    first = run(tmp_path, "smoke")
+    assert first.returncode == 0 and "prompts.count: " in first.stdout and " -> 8\n" in first.stdout
+    assert params.load(tmp_path / "params.yaml").prompts.count == 8
+    assert "already" in run(tmp_path, "smoke").stdout
+
+
+def test_an_unknown_profile_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "params.yaml").write_text(COMMITTED, encoding="utf-8")
+    got = run(tmp_path, "smoek")
+    assert got.returncode == 2 and got.stdout == ""
+    assert "expected one of: " in got.stderr and "smoke" in got.stderr and got.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("attentioncut: {lamda: 1}", "attentioncut.lamda: unknown key"),
+        ("attentioncut: 3", "attentioncut: unknown key"),
+        ("a: [", "expected valid YAML"),
+        ("- 1", "expected a section"),
+    ],
+)
+def test_a_wrong_profile_is_refused(tmp_path, text, part):
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="p.yaml") as error:
+        profiles.read(path)
+    assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_text_that_a_shell_would_split_is_refused_as_a_flag():
+    with pytest.raises(UserError, match="p: prompts.classes: .*'red panda'"):
+        profiles.flags({"prompts.classes": ["cat", "red panda"]}, "p")
