@@ -5,8 +5,9 @@
     python bench/capture.py --device cuda --dtype bfloat16 --batch 8 --repeats 20
 
 Builds the U-Net from its configuration alone (no download) and prints, for each of the three, the median and the
-shortest time of a step and the peak memory above the weights, with ratios to plain. The variants take turns, so that
-a busy machine slows all alike; the ratio beside the median is the median over turns of the ratio within a turn.
+shortest time of a step, its processor time and the peak memory above the weights, with ratios to plain. The variants
+take turns, so that a busy machine slows all alike; the ratio beside a median is the median over turns of the ratio
+within a turn. On a very busy CPU trust the processor time, with --threads 1 (threads that wait look busy).
 On the CPU each variant's memory is the peak resident size of a forked process of its own. FLOPs are those of the plain
 U-Net; the share is their rate over that of one large matrix product timed in the same run.
 """
@@ -19,7 +20,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 
@@ -117,22 +118,22 @@ def synchronise(device: str) -> None:
 @torch.no_grad()
 def measure_times(
     unet: UNet2DConditionModel, inputs: dict, repeats: int, warmups: int, threads: int
-) -> dict[str, list[float]]:
-    """Seconds of each step of each variant, taking turns."""
+) -> dict[str, list[tuple[float, float]]]:
+    """(seconds, processor seconds) of each step of each variant, taking turns."""
     torch.set_num_threads(threads)
     device = str(inputs["sample"].device)
     variants = variants_of(unet, inputs["sample"].shape[0])
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for turn in range(-warmups, repeats):
         for name, context in variants.items():
             with context():
                 synchronise(device)
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 unet(**inputs)
                 synchronise(device)
-                seconds = time.perf_counter() - start
+                seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
             if turn >= 0:
-                times[name].append(seconds)
+                times[name].append((seconds, cpu_seconds))
     return times
 
 
@@ -213,17 +214,22 @@ def matrix_rate(device: str, dtype: torch.dtype, threads: int) -> float:
     return 2 * n**3 / best
 
 
-def report(times: dict[str, list[float]], memory: dict[str, int], flops: int, rate: float) -> None:
+def median_ratio(values: Sequence[float], plain: Sequence[float]) -> float:
+    return statistics.median(value / reference for value, reference in zip(values, plain))
+
+
+def report(times: dict[str, list[tuple[float, float]]], memory: dict[str, int], flops: int, rate: float) -> None:
     print(f"plain step {flops / 1e12:.3f} TFLOP; matrix rate {rate / 1e12:.3f} TFLOP/s")
-    heads = ("", "median s", "x plain", "min s", "x plain", "GB above weights", "x plain", "share of rate")
-    print("".join(f"{head:>{width}}" for head, width in zip(heads, (14, 10, 9, 9, 9, 18, 9, 15))))
-    fastest = min(times["plain"])
-    for name, seconds in times.items():
-        median, best = statistics.median(seconds), min(seconds)
-        ratio = statistics.median(s / plain for s, plain in zip(seconds, times["plain"]))
+    heads = ("", "median s", "x plain", "min s", "x plain", "cpu s", "x plain", "GB + weights", "x plain", "of rate")
+    print("".join(f"{head:>{width}}" for head, width in zip(heads, (13, 10, 9, 9, 9, 9, 9, 14, 9, 9))))
+    plain_wall, plain_cpu = zip(*times["plain"])
+    for name, pairs in times.items():
+        wall, cpu = zip(*pairs)
+        median, best = statistics.median(wall), min(wall)
         print(
-            f"{name:>14}{median:10.4f}{ratio:9.3f}{best:9.4f}{best / fastest:9.3f}"
-            f"{memory[name] / 1e9:18.3f}{memory[name] / memory['plain']:9.2f}{flops / median / rate:15.1%}"
+            f"{name:>13}{median:10.4f}{median_ratio(wall, plain_wall):9.3f}{best:9.4f}{best / min(plain_wall):9.3f}"
+            f"{statistics.median(cpu):9.3f}{median_ratio(cpu, plain_cpu):9.3f}"
+            f"{memory[name] / 1e9:14.3f}{memory[name] / memory['plain']:9.2f}{flops / median / rate:9.1%}"
         )
 
 

@@ -32,8 +32,7 @@ CHUNK = 50
 def cut_chunk(records: Path, ids: list[str], images: list[Path], params: CutParams, seed: int, out: Path) -> list[dict]:
     """Cut some pictures and write their files; -> their rows of index.csv."""
     shards = store.Store(records)
-    layers = {int(side): len(names) if isinstance(names, list) else names
-              for side, names in shards.meta["self_layers"].items()}  # fmt: skip
+    layers = {int(side): count for side, count in shards.meta["self_layers"].items()}
     rows = []
     for id, path in zip(ids, images, strict=True):
         rng = np.random.default_rng([seed, zlib.crc32(id.encode())])

@@ -1,8 +1,8 @@
 """Measure the miniature itself: is its world learnt well enough for its masks to mean something?
 
-Inputs:   data/mini, the held-out scenes, the generated set (nothing dropped by generate.filter before it is judged)
+Inputs:   data/mini, its loss curves, scenes of its own, the generated set
 Outputs:  metrics/mini.json: VAE fidelity, its CLIP on held-out scenes, how often a generated picture shows its class;
-          metrics/grids/generated.png: pictures of every class
+          metrics/grids/generated.png: pictures of every class; metrics/loss/pretrain.png: the loss curves
 Command:  python stages/check_model.py
 Time:     about 10 seconds
 Expect:   vae.psnr at least 26 dB, clip.one_object at least .95, generated.recognised at least .80 for every class
@@ -21,6 +21,7 @@ from maskmill.datasets.table import read_image
 from maskmill.diffusion.backbone import Backbone
 from maskmill.errors import exit_cleanly
 from maskmill.report.grids import Column, Row, picture_grid
+from maskmill.report.plots import loss_curve
 from maskmill.report.summary import to_json
 from maskmill.zeroshot import ZeroShot
 
@@ -48,8 +49,9 @@ def clip_accuracy(clip: ZeroShot, scenes: list[world.Scene]) -> float:
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
-        __doc__, ("model", "world"), {"generated": "data/generated/set", "metrics": "metrics"}
-    )
+        __doc__, ("model", "world"),
+        {"generated": "data/generated/set", "curves": "metrics/pretrain", "metrics": "metrics"},
+    )  # fmt: skip
     m, settings = params.model, runtime()
     clip = ZeroShot(m.clip, world.CLASSES, device=settings.device)
     alone = [world.render(FIRST_SEED + i, params.world.size, 0.0) for i in range(SCENES)]
@@ -76,6 +78,9 @@ def main() -> None:
         rows.append(Row(pictures[0], panels, str(group["prompt"].iloc[0]), str(group["class"].iloc[0])))
     columns = tuple(Column(str(k), f"{k + 1}", "image") for k in range(max(len(r.panels) for r in rows)))
     picture_grid(rows, columns, Path(args.metrics) / "grids/generated.png", "Generated pictures, class by class", 128)
+    curves = {p.stem: pd.read_csv(p) for p in sorted(Path(args.curves).glob("*.csv"))}
+    loss_curve({n: (c["step"].tolist(), c["loss"].tolist()) for n, c in curves.items()},
+               Path(args.metrics) / "loss/pretrain.png", Path(args.metrics) / "loss/pretrain.csv")  # fmt: skip
     rounded = {k: round(v, 6) for k, v in sorted(numbers.items())}
     write_atomically(Path(args.metrics) / "mini.json", to_json(rounded))
     print("\n".join(f"{k:34s} {v:.3f}" for k, v in rounded.items()))

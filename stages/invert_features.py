@@ -119,7 +119,7 @@ def main() -> None:
         records = stack.enter_context(store.ShardWriter(out / "records", list(jobs), stamp, {}, SHARD, args.scratch))
         features = None
         if p.features:
-            place = Path(args.scratch) / "features"
+            place = f"{args.scratch}-features"
             features = stack.enter_context(store.ShardWriter(out / "features", list(jobs), stamp, {}, SHARD, place))
         invert_missing(jobs, folder, params, records, features)
         if features is not None:

@@ -2,7 +2,7 @@
 
 Inputs:   params.yaml: pretrain, world.size, world.two_objects, seed. Masks are not among them.
 Outputs:  data/mini: a diffusers pipeline folder (vae, unet, text_encoder, tokenizer, scheduler) and clip/ for open_clip;
-          metrics/pretrain: loss curves as CSV and PNG
+          metrics/pretrain: loss curves as CSV (stage check_model draws them)
 Command:  python stages/pretrain.py, or on several processes
           LAUNCH="torchrun --nproc-per-node 2" OMP_NUM_THREADS=1 dvc repro pretrain
 Time:     about 1.5 hours on 2 cores; interrupted, the same command goes on at the last checkpoint (every 90 seconds).
@@ -18,11 +18,10 @@ from pathlib import Path
 
 import torch
 
-from maskmill.cli import die_with_parent, runtime, stage_arguments
+from maskmill.cli import die_with_parent, runtime, stage_arguments, write_atomically
 from maskmill.errors import exit_cleanly
 from maskmill.pretraining import clip, run
 from maskmill.pretraining.loop import join_launcher
-from maskmill.report.plots import loss_curve
 
 
 def main() -> None:
@@ -49,8 +48,8 @@ def main() -> None:
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
     for name, curve in {"vae": vae_curve, "clip": clip_curve, "unet": unet_curve}.items():
-        steps, losses = zip(*curve, strict=True)
-        loss_curve({name: (list(steps), list(losses))}, metrics / f"{name}.png", metrics / f"{name}.csv")
+        rows = "".join(f"{step},{loss:.6f}\n" for step, loss in curve)
+        write_atomically(metrics / f"{name}.csv", "step,loss\n" + rows)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) / 1e6
     print(f"{out}: {size:.1f} MB")
 
