@@ -25,7 +25,7 @@ from maskmill.errors import UserError
 from maskmill.params import Params
 from maskmill.store import write_atomically
 
-__all__ = ["Runtime", "die_with_parent", "progress", "runtime", "stage_arguments", "write_atomically"]
+__all__ = ["Runtime", "die_with_parent", "progress", "runtime", "stage_arguments", "worker_count", "write_atomically"]
 
 
 def stage_arguments(
@@ -122,12 +122,17 @@ def runtime(batch: int = 8, environ: Mapping[str, str] | None = None) -> Runtime
         UserError: a variable is no positive integer, or names a device that torch does not know or cannot reach.
     """
     environ = os.environ if environ is None else environ
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Runtime(
         device=_device(environ.get("MASKMILL_DEVICE", "")),
         batch=_positive(environ, "MASKMILL_BATCH", batch),
-        workers=_positive(environ, "MASKMILL_WORKERS", cores),
+        workers=worker_count(environ),
     )
+
+
+def worker_count(environ: Mapping[str, str] | None = None) -> int:
+    """MASKMILL_WORKERS alone, see ``runtime``; for a stage without a device, which then need not wait for torch."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _positive(os.environ if environ is None else environ, "MASKMILL_WORKERS", cores)
 
 
 def _positive(environ: Mapping[str, str], name: str, default: int) -> int:
@@ -152,13 +157,14 @@ def _device(text: str) -> str:
     return text
 
 
-def die_with_parent() -> None:
+def die_with_parent(always: bool = False) -> None:
     """Ask Linux to kill this process when DVC dies, so that ``kill -9`` of dvc leaves no stage running behind it.
 
-    Only under DVC: a stage started by hand with nohup shall outlive its shell. Elsewhere than on Linux nothing happens,
-    and the lock of ``maskmill.store.ShardWriter`` keeps a second run from working beside the first.
+    Only under DVC, unless ``always`` (for the workers of a stage): a stage started by hand with nohup shall outlive its
+    shell. Elsewhere than on Linux nothing happens, and the lock of ``maskmill.store.ShardWriter`` keeps a second run
+    from working beside the first.
     """
-    if not sys.platform.startswith("linux") or "DVC_STAGE" not in os.environ:
+    if not sys.platform.startswith("linux") or not (always or "DVC_STAGE" in os.environ):
         return
     set_parent_death_signal = 1
     parent = os.getppid()

@@ -24,6 +24,7 @@ import pandas as pd
 from maskmill import world
 from maskmill.errors import UserError
 from maskmill.params import Prompts
+from maskmill.store import read_rows
 from maskmill.world import article
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "a good picture of {}", "a close photo of {}", "a bright photo of {}")
@@ -399,6 +400,19 @@ def load_tokenizer(model: str, revision: str = "") -> Any:
         raise UserError(f"{model}: expected a diffusers model folder or hub id, got: {reason}") from None
 
 
+def check_context(tokenizer: Any, text: str, end: int = 0) -> None:
+    """Refuse a text that the tokenizer would truncate, and a word that ends (exclusive) behind the text's last token.
+
+    Raises:
+        UserError: names both lengths; the caller adds the row.
+    """
+    length, context = len(tokenizer(text, truncation=False, verbose=False)["input_ids"]), tokenizer.model_max_length
+    if length > context:
+        raise UserError(f"expected a prompt of at most {context} tokens, got {length}: {_short(text)!r}")
+    if end > length - 1:  # the last one is the end token
+        raise UserError(f"expected token_end of at most {length - 1}, where the prompt ends, got {end}: {_short(text)!r}")
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -414,22 +428,15 @@ def read_csv(path: str | Path) -> list[Row]:
     Raises:
         UserError: the file is missing, is no such table, or a row is malformed; names the file and the row.
     """
-    path = Path(path)
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: expected a prompt table, got: {error.strerror}; run stage prompts first") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a CSV table in UTF-8, got: {str(error).strip().splitlines()[0]}") from None
-    if tuple(frame.columns) != COLUMNS:
-        raise UserError(f"{path}: expected the columns {','.join(COLUMNS)}, got {','.join(map(str, frame.columns))}")
-    if frame.empty:
+    header, lines = read_rows(path, "a prompt table (stage prompts writes one)")
+    if tuple(header) != COLUMNS:
+        raise UserError(f"{path}: expected the columns {','.join(COLUMNS)}, got {','.join(header)}")
+    if not lines:
         raise UserError(f"{path}: expected at least one row, got only the header")
     rows, seen = [], set()
-    for line, values in enumerate(frame.itertuples(index=False, name=None), 2):
-        name, cls, prompt, *numbers = values
+    for line, (name, cls, prompt, *numbers) in lines:
         place = f"{path}: line {line} ({name})"
-        if not all(re.fullmatch(r"\d+", n) for n in numbers):
+        if not all(re.fullmatch(r"[0-9]{1,15}", n) for n in numbers):
             raise UserError(f"{place}: expected integers for {', '.join(COLUMNS[3:])}, got {', '.join(numbers)}")
         start, end, seed = map(int, numbers)
         if not 0 <= start < end:

@@ -10,6 +10,7 @@ fingerprint covers (parameters, inputs, code) is unchanged.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -18,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,52 @@ def _flush_folder(folder: Path) -> None:
         pass  # Some network file systems refuse this for folders.
     finally:
         os.close(handle)
+
+
+@contextmanager
+def fresh_folder(out: str | Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of ``out`` at the end; an error removes it and leaves ``out``."""
+    out = Path(out)
+    aside = out.with_name(f".{out.name}.part")  # A fixed name: the next run clears what a kill leaves.
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if out.is_dir() and not out.is_symlink():
+            shutil.rmtree(out)
+        else:
+            out.unlink(missing_ok=True)
+        os.replace(aside, out)
+        _flush_folder(out.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_rows(path: str | Path, what: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """A CSV file in UTF-8 -> its header, and its rows each with the number of the line it ends on; blank lines skipped.
+
+    Raises:
+        UserError: no readable file, not UTF-8, no header, a column twice, or a row of another length; ``what`` says
+            what was expected.
+    """
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            rows = [(reader.line_num, row) for row in reader if row]
+    except OSError as error:
+        raise UserError(f"{path}: expected {what}, got: {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected a CSV table in UTF-8, got: {error}") from None
+    if not rows:
+        raise UserError(f"{path}: expected a CSV table with a header, got an empty file")
+    (_, header), *rows = rows
+    if len(set(header)) != len(header):
+        raise UserError(f"{path}: expected each column once, got {','.join(header)}")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise UserError(f"{path}: line {line} ({row[0]}): expected {len(header)} fields, got {len(row)}")
+    return header, rows
 
 
 def canonical_json(value: Any) -> str:
@@ -291,28 +339,20 @@ class ShardWriter:
         missing = [shard for shard, _ in self.missing()]
         if missing:
             raise RuntimeError(f"{len(missing)} shards are missing, the first is {missing[0]}")
-        aside = self.out.with_name(f".{self.out.name}.part")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
         names = [_shard_name(shard) for shard in range(len(self.shards))]
-        for name in names:
-            _link(self.folder / name, aside / name)
-        manifest = {
-            "schema": SCHEMA,
-            "fingerprint": self.fingerprint,
-            "count": len(self.ids),
-            "shard_size": self.shard_size,
-            "shards": {name: (aside / name).stat().st_size for name in names},
-            "meta": {**self.meta, **self._described()},
-            "ids": self.ids,
-        }
-        write_atomically(aside / MANIFEST, json.dumps(json.loads(canonical_json(manifest)), indent=1) + "\n")
-        if self.out.is_dir() and not self.out.is_symlink():
-            shutil.rmtree(self.out)
-        else:
-            self.out.unlink(missing_ok=True)
-        os.replace(aside, self.out)
-        _flush_folder(self.out.parent)
+        with fresh_folder(self.out) as aside:
+            for name in names:
+                _link(self.folder / name, aside / name)
+            manifest = {
+                "schema": SCHEMA,
+                "fingerprint": self.fingerprint,
+                "count": len(self.ids),
+                "shard_size": self.shard_size,
+                "shards": {name: (aside / name).stat().st_size for name in names},
+                "meta": {**self.meta, **self._described()},
+                "ids": self.ids,
+            }
+            write_atomically(aside / MANIFEST, json.dumps(json.loads(canonical_json(manifest)), indent=1) + "\n")
         shutil.rmtree(self.folder)
         others = sorted((p for p in self.scratch.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
         for stale in others[: max(0, len(others) - LEFTOVERS)]:

@@ -26,7 +26,7 @@ class ZeroShot:
         device: where it runs.
 
     Raises:
-        UserError: the folder is no open_clip model or holds no safetensors; the name is unknown.
+        UserError: the folder is no open_clip model, holds no safetensors or broken ones; the name is unknown.
     """
 
     def __init__(
@@ -39,8 +39,9 @@ class ZeroShot:
                 name, pretrained=pretrained, device=device, weights_only=True
             )
             tokenizer = open_clip.get_tokenizer(name)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"model.clip {model}: cannot be loaded: {' '.join(str(error).split())[:160]}") from None
+        except Exception as error:  # a broken folder makes open_clip and safetensors raise errors of any kind
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"model.clip {model}: cannot be loaded: {reason}") from None
         self.model.eval().requires_grad_(False)
         self.classes = tuple(classes)
         with torch.inference_mode():

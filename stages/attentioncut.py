@@ -3,7 +3,7 @@
 Inputs:   an image set (folder with index.csv) and the attention records of its images
 Outputs:  <out>/masks: 8-bit PNG 0/255; <out>/soft: objectness as 8-bit PNG; <out>/index.csv: area, seeds, energy, flags;
           the number of images that took a fallback goes to --metrics
-Command:  python stages/attentioncut.py --images data/world --records data/inverted/records --out data/masks/world
+Command:  python stages/attentioncut.py --images data/world --records data/inverted/world/records --out data/masks/world
 Time:     about 3 seconds for 600 pictures of 64x64
 Expect:   one mask per record; a picture's mask depends on nothing but its record, the parameters and the seed
 """
@@ -11,8 +11,6 @@ Expect:   one mask per record; a picture's mask depends on nothing but its recor
 from __future__ import annotations
 
 import json
-import shutil
-import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from maskmill import store
-from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
-from maskmill.datasets.table import read_image, read_table, save_png
+from maskmill.cli import die_with_parent, progress, stage_arguments, worker_count, write_atomically
+from maskmill.datasets.table import Item, item_rng, read_image, read_table, save_png
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks.attentioncut import CutParams, attention_cut
 
@@ -35,8 +33,7 @@ def cut_chunk(records: Path, ids: list[str], images: list[Path], params: CutPara
     layers = {int(side): count for side, count in shards.meta["self_layers"].items()}
     rows = []
     for id, path in zip(ids, images, strict=True):
-        rng = np.random.default_rng([seed, zlib.crc32(id.encode())])
-        cut = attention_cut(shards.read(id), read_image(path), params, rng, layers)
+        cut = attention_cut(shards.read(id), read_image(path), params, item_rng(seed, id), layers)
         save_png(cut.mask, out / "masks" / f"{id}.png")
         save_png(np.rint(cut.objectness * 255).astype(np.uint8), out / "soft" / f"{id}.png")
         rows.append({"sample_id": id, "area": round(float(cut.mask.mean()), 6), "seeds": len(cut.boundary),
@@ -44,11 +41,29 @@ def cut_chunk(records: Path, ids: list[str], images: list[Path], params: CutPara
     return rows
 
 
+def cut_all(items: list[Item], images: Path, records: Path, params: CutParams, seed: int, out: Path) -> list[dict]:
+    """Cut all pictures with as many processes as there are workers; -> their rows in the order of ``items``."""
+    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
+    rows: list[dict] = []
+    with ProcessPoolExecutor(worker_count(), initializer=die_with_parent, initargs=(True,)) as pool:
+        jobs = [pool.submit(cut_chunk, records, [i.sample_id for i in c], [images / i.image for i in c], params, seed,
+                            out) for c in chunks]  # fmt: skip
+        try:
+            with progress(None, "attentioncut", total=len(items), unit="mask") as bar:
+                for job in jobs:
+                    rows += job.result()
+                    bar.update(len(rows) - bar.n)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # one bad picture is enough: do not cut the rest first
+            raise
+    return rows
+
+
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
         __doc__, ("seed", "attentioncut"),
-        {"images": "data/world", "records": "data/inverted/records", "out": "data/masks/world",
+        {"images": "data/world", "records": "data/inverted/world/records", "out": "data/masks/world",
          "metrics": "metrics/attentioncut-world.json"},
     )  # fmt: skip
     images, records, out = Path(args.images), Path(args.records), Path(args.out)
@@ -57,20 +72,9 @@ def main() -> None:
     items = [item for item in read_table(images) if item.sample_id in known]
     if not items:
         raise UserError(f"{records}: expected records of the images in {images}/index.csv, found none of them")
-    aside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
-    rows: list[dict] = []
-    with ProcessPoolExecutor(runtime().workers) as pool:
-        jobs = [pool.submit(cut_chunk, records, [i.sample_id for i in c], [images / i.image for i in c], cut_params,
-                            params.seed, aside) for c in chunks]  # fmt: skip
-        with progress(None, "attentioncut", total=len(items), unit="mask") as bar:
-            for job in jobs:
-                rows += job.result()
-                bar.update(len(rows) - bar.n)
-    write_atomically(aside / "index.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with store.fresh_folder(out) as folder:
+        rows = cut_all(items, images, records, cut_params, params.seed, folder)
+        write_atomically(folder / "index.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     flags = Counter(flag for row in rows for flag in row["flags"].split())
     counts = {"count": len(rows), **{flag: flags.get(flag, 0) for flag in ("no_boundary", "constant_map", "empty", "full")}}
     write_atomically(args.metrics, json.dumps(counts, indent=1) + "\n")

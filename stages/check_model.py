@@ -17,7 +17,7 @@ import pandas as pd
 
 from maskmill import world
 from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
-from maskmill.datasets.table import read_image
+from maskmill.datasets.table import Item, read_image, read_table
 from maskmill.diffusion.backbone import Backbone
 from maskmill.errors import exit_cleanly
 from maskmill.report.grids import Column, Row, picture_grid
@@ -26,6 +26,7 @@ from maskmill.report.summary import to_json
 from maskmill.zeroshot import ZeroShot
 
 SCENES = 400
+COLUMNS = 8  # pictures of a class in the grid
 FIRST_SEED = 5_000_000  # scenes that neither the training nor the held-out draws use
 
 
@@ -46,6 +47,28 @@ def clip_accuracy(clip: ZeroShot, scenes: list[world.Scene]) -> float:
     return float(np.mean([b in {t.cls for t in s.things} for b, s in zip(best, scenes, strict=True)]))
 
 
+def recognised(clip: ZeroShot, items: list[Item], folder: Path) -> dict[str, float]:
+    """Share of generated pictures whose most probable class is their own: overall and per class; other worlds' left out."""
+    known = [item for item in items if item.cls in clip.classes]
+    if not known:
+        return {}
+    best = clip.probabilities([read_image(folder / item.image) for item in known]).argmax(1)
+    right = pd.DataFrame({"cls": [i.cls for i in known], "right": [clip.classes[k] for k in best]})
+    right["right"] = right["right"] == right["cls"]
+    shares = {f"recognised.{cls}": float(share) for cls, share in right.groupby("cls")["right"].mean().items()}
+    return {**shares, "recognised": float(right["right"].mean()), "count": len(right)}
+
+
+def class_rows(items: list[Item], folder: Path) -> list[Row]:
+    """A row of the picture grid per class, with its first ``COLUMNS`` generated pictures."""
+    rows = []
+    for cls in sorted({item.cls for item in items}):
+        group = [item for item in items if item.cls == cls][:COLUMNS]
+        pictures = [read_image(folder / item.image) for item in group]
+        rows.append(Row(pictures[0], {str(k): p for k, p in enumerate(pictures)}, group[0].caption or cls, cls))
+    return rows
+
+
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
@@ -63,19 +86,9 @@ def main() -> None:
         "mini.clip.two_objects": clip_accuracy(clip, pairs),
     }
     folder = Path(args.generated)
-    table = pd.read_csv(folder / "index.csv")
-    known = table[table["class"].isin(world.CLASSES)]
-    p = clip.probabilities([read_image(folder / name) for name in known["image"]])
-    right = known.assign(right=[clip.classes[k] for k in p.argmax(1)] == known["class"])
-    for cls, share in right.groupby("class")["right"].mean().items():
-        numbers[f"mini.generated.recognised.{cls}"] = float(share)
-    numbers["mini.generated.recognised"] = float(right["right"].mean())
-    numbers["mini.generated.count"] = len(right)
-    rows = []
-    for _, group in known.groupby("class"):
-        pictures = [read_image(folder / name) for name in group["image"][:8]]
-        panels = {str(k): picture for k, picture in enumerate(pictures)}
-        rows.append(Row(pictures[0], panels, str(group["prompt"].iloc[0]), str(group["class"].iloc[0])))
+    items = read_table(folder)
+    numbers |= {f"mini.generated.{key}": value for key, value in recognised(clip, items, folder).items()}
+    rows = class_rows(items, folder)
     columns = tuple(Column(str(k), f"{k + 1}", "image") for k in range(max(len(r.panels) for r in rows)))
     picture_grid(rows, columns, Path(args.metrics) / "grids/generated.png", "Generated pictures, class by class", 128)
     curves = {p.stem: pd.read_csv(p) for p in sorted(Path(args.curves).glob("*.csv"))}

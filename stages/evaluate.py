@@ -11,6 +11,7 @@ Expect:   attentioncut above colour + cut, the wrong word's AUROC well below the
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,10 @@ import numpy as np
 
 from maskmill import store, world
 from maskmill.cli import die_with_parent, progress, stage_arguments, write_atomically
-from maskmill.datasets.table import Item, read_image, read_labels, read_table
-from maskmill.errors import exit_cleanly
+from maskmill.datasets.table import Item, item_rng, read_image, read_labels, read_table
+from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks import baselines
-from maskmill.masks.attentioncut import cross_map
+from maskmill.masks.attentioncut import CutParams, attention_cut, cross_map
 from maskmill.report.grids import Row, picture_grid
 from maskmill.report.plots import iou_distribution, pr_curves
 from maskmill.report.summary import to_json
@@ -77,17 +78,17 @@ def raw_map_controls(items: list[Item], folder: Path, right: store.Store, wrong:
 
 
 def grid_rows(items: list[Item], folder: Path, masks: Path, cut: store.Store, params, count: int) -> list[Row]:
-    """One picture of each class in turn, from the whole range of scores: neither the best nor the worst are chosen."""
-    from maskmill.masks.attentioncut import CutParams, attention_cut
-
-    classes = sorted({item.cls for item in items})
-    chosen = [next(i for i in items if i.cls == classes[k % len(classes)] and int(i.sample_id[-3:]) >= 20 * (k // 8))
-              for k in range(min(count, len(items)))]  # fmt: skip
+    """The first picture of each class, then the second ...: neither the best nor the worst are chosen."""
+    nth, turns = Counter(), []
+    for item in items:
+        turns.append((nth[item.cls], item.cls, item))
+        nth[item.cls] += 1
+    layers = {int(side): layers for side, layers in cut.meta["self_layers"].items()}
     rows = []
-    for item in chosen:
+    for _, _, item in sorted(turns, key=lambda turn: turn[:2])[:count]:
         image, truth = read_image(folder / item.image), truth_of(folder, item)
         found = attention_cut(cut.read(item.sample_id), image, CutParams(**vars(params.attentioncut)),
-                              np.random.default_rng(0))  # fmt: skip
+                              item_rng(params.seed, item.sample_id), layers)  # fmt: skip
         soft, mask = saved_prediction(masks, item)
         score = (mask & truth).sum() / max(1, (mask | truth).sum())
         panels = {"ac": found.cross, "r": found.refined, "objectness": soft / 255.0, "cut": mask, "truth": truth}
@@ -98,13 +99,15 @@ def grid_rows(items: list[Item], folder: Path, masks: Path, cut: store.Store, pa
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
-        __doc__, ("attentioncut", "evaluate"),
-        {"images": "data/world", "records": "data/inverted/records", "wrong": "data/inverted_wrong/records",
-         "masks": "data/masks/world", "metrics": "metrics", "name": "world"},
+        __doc__, ("seed", "attentioncut", "evaluate"),
+        {"images": "data/world", "records": "data/inverted/world/records",
+         "wrong": "data/inverted/world_wrong_word/records", "masks": "data/masks/world", "metrics": "metrics", "name": "world"},
     )  # fmt: skip
     folder, masks, metrics = Path(args.images), Path(args.masks), Path(args.metrics)
     right, wrong = store.Store(args.records), store.Store(args.wrong)
-    items = read_table(folder)
+    items = [item for item in read_table(folder) if item.sample_id in right]
+    if not items:
+        raise UserError(f"{args.records}: expected records of the images in {folder}/index.csv, found none of them")
     scored: dict[str, dict[str, Run]] = {}
     for name, predict in methods(folder, masks, right, params).items():
         scored[name] = score_set(progress(items, name, unit="image"), folder, predict)

@@ -22,7 +22,7 @@ from maskmill.datasets.table import read_image, save_png
 from maskmill.diffusion import passes
 from maskmill.diffusion.backbone import Backbone
 from maskmill.errors import UserError, exit_cleanly
-from maskmill.prompts import Row, read_csv
+from maskmill.prompts import Row, check_context, load_tokenizer, read_csv
 from maskmill.zeroshot import ZeroShot
 
 SHARD = 32
@@ -33,6 +33,19 @@ CODE = ("maskmill.diffusion.passes", "maskmill.diffusion.capture", "maskmill.dif
 def model_stamp(model_id: str, revision: str) -> object:
     """What identifies the weights: the files of a local folder, or the hub id and revision."""
     return store.hash_tree(model_id) if Path(model_id).is_dir() else [model_id, revision]
+
+
+def check_prompts(rows: list[Row], negative: str, path: str, tokenizer) -> None:
+    """Refuse prompts that the model would truncate, and class words outside of them, before anything is made."""
+    try:
+        check_context(tokenizer, negative)
+    except UserError as error:
+        raise UserError(f"generate.negative: {error}") from None
+    for row in rows:
+        try:
+            check_context(tokenizer, row.prompt, row.token_end)
+        except UserError as error:
+            raise UserError(f"{path}: row {row.sample_id}: {error}") from None
 
 
 def synthesise(rows: list[Row], writer: store.ShardWriter, images: Path, params, batch: int, device: str) -> None:
@@ -62,9 +75,18 @@ def synthesise(rows: list[Row], writer: store.ShardWriter, images: Path, params,
             writer.put(shard, samples)
 
 
+def check_filter(rows: list[Row], clip: str, share: float) -> None:
+    """Refuse a noise filter that cannot tell good from bad, before anything is made."""
+    if share > 0 and not clip:
+        raise UserError("generate.filter: expected 0 without a CLIP model; set model.clip to use the noise filter")
+    if share > 0 and len({row.cls for row in rows}) < 2:
+        raise UserError("generate.filter: expected 0, or at least two classes for CLIP to choose from, got one")
+
+
 def judge(rows: list[Row], images: Path, params, device: str) -> pd.DataFrame:
     """The table of the set: every image with the probability that CLIP gives to its own class."""
-    table = pd.DataFrame([asdict(r) for r in rows]).rename(columns={"cls": "class"})
+    names = {"cls": "class", "prompt": "caption", "seed": "noise_seed"}  # in an image set, seed is the draw
+    table = pd.DataFrame([asdict(r) for r in rows]).rename(columns=names)
     table.insert(2, "image", [f"images/{i}.png" for i in table["sample_id"]])
     if params.model.clip:
         clip = ZeroShot(params.model.clip, sorted(set(table["class"])), device=device)
@@ -74,8 +96,6 @@ def judge(rows: list[Row], images: Path, params, device: str) -> pd.DataFrame:
         table["clip_own"] = p[range(len(p)), own].round(6)
         table["clip_best"] = [clip.classes[k] for k in p.argmax(1)]
         table = table[table["clip_own"] >= params.generate.filter]
-    elif params.generate.filter > 0:
-        raise UserError("generate.filter: expected 0 without a CLIP model; set model.clip to use the noise filter")
     if table.empty:
         raise UserError(f"generate.filter {params.generate.filter}: expected some images to pass, all were dropped")
     return table
@@ -84,11 +104,13 @@ def judge(rows: list[Row], images: Path, params, device: str) -> pd.DataFrame:
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
-        __doc__, ("seed", "model", "generate"),
+        __doc__, ("model", "generate"),
         {"prompts": "data/prompts.csv", "out": "data/generated", "scratch": "scratch/generate"},
     )  # fmt: skip
     settings, out = runtime(batch=8), Path(args.out)
     rows = read_csv(args.prompts)
+    check_prompts(rows, params.generate.negative, args.prompts, load_tokenizer(params.model.id, params.model.revision))
+    check_filter(rows, params.model.clip, params.generate.filter)
     made_from = {k: v for k, v in asdict(params.generate).items() if k != "filter"}
     stamp = store.fingerprint(
         made_from, asdict(params.model), model_stamp(params.model.id, params.model.revision),

@@ -3,7 +3,7 @@
 Inputs:   an image set (folder with index.csv, see maskmill.datasets.table), the diffusion model
 Outputs:  <out>/records: attention records; <out>/features: F^l (with invert_features.features); <out>/index.csv: id,
           class, caption used, relative error of the latent after inversion and reverse pass
-Command:  python stages/invert_features.py --images data/world --out data/inverted
+Command:  python stages/invert_features.py --images data/world --out data/inverted/world
 Time:     about 3 minutes for 600 scenes of the miniature on 2 cores; killed, it goes on at the last finished shard
 Expect:   a relative error that falls with steps (bench/inversion.py prints it against T)
 """
@@ -46,33 +46,36 @@ def select(items: list[Item], limit: int) -> list[Item]:
     return kept
 
 
-def captioned(items: list[Item], mode: str, template: str, tokenizer) -> list[tuple[str, str, tuple[int, int]]]:
+def captioned(items: list[Item], mode: str, template: str, tokenizer, table: Path) -> list[tuple[str, str, tuple[int, int]]]:
     """(word, caption, token span of the word) of each image.
 
     ``class``: the class in the template; ``scene``: the scene's own caption; ``absent``: a class that the picture does
     not show, the wrong-word control; ``none``: the empty prompt.
     """
+    if "{}" not in template:
+        raise UserError(f"invert_features.template: expected text with {{}} where the class goes, got {template!r}")
     out = []
     for item in items:
         word = {"absent": item.absent, "none": ""}.get(mode, item.cls)
         if mode == "none":
             out.append((word, "", NO_WORD))
             continue
-        caption = item.caption if mode == "scene" else template.format(word)
+        caption = item.caption if mode == "scene" else template.replace("{}", word)
         column = {"scene": "caption", "absent": "absent"}.get(mode, "class")
         if not word or not caption:
-            raise UserError(f"index.csv: {item.sample_id}: expected a value in the column {column!r}, got none")
+            raise UserError(f"{table}: {item.sample_id}: expected a value in the column {column!r}, got none")
         try:
             out.append((word, caption, word_span(tokenizer, caption, word)))
         except UserError as error:
-            raise UserError(f"index.csv: {item.sample_id}: {error}") from None
+            raise UserError(f"{table}: {item.sample_id}: {error}") from None
     return out
 
 
 def invert_missing(jobs: dict[str, tuple[Item, tuple]], folder: Path, params, records, features) -> None:
-    """Fill the missing shards of both stores; a shard's features are on disk before its records vouch for them."""
+    """Fill the shards that are missing in either store."""
     p, g, m, settings = params.invert_features, params.generate, params.model, runtime(batch=8)
-    missing = list(records.missing())
+    # Of both: a kill between the two assemblies leaves one of them finished and its scratch cleared.
+    missing = sorted({**dict(records.missing()), **(dict(features.missing()) if features else {})}.items())
     if not missing:
         return
     backbone = Backbone(m.id, m.revision, m.dtype, settings.device)
@@ -102,12 +105,12 @@ def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
         __doc__, ("model", "generate", "invert_features"),
-        {"images": "data/world", "out": "data/inverted", "scratch": "scratch/invert_features"},
+        {"images": "data/world", "out": "data/inverted/world", "scratch": "scratch/invert_features/world"},
     )  # fmt: skip
     p, g, m = params.invert_features, params.generate, params.model
     folder, out = Path(args.images), Path(args.out)
     items = select(read_table(folder), p.limit)
-    words = captioned(items, p.caption, p.template, load_tokenizer(m.id, m.revision))
+    words = captioned(items, p.caption, p.template, load_tokenizer(m.id, m.revision), folder / "index.csv")
     stamp = store.fingerprint(
         asdict(p), asdict(m), [g.size, g.bins, g.columns_rows, g.anchors], words,
         store.hash_tree(m.id) if Path(m.id).is_dir() else "",

@@ -9,7 +9,6 @@ Expect:   test_count scenes for each seed, every class about equally often
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from maskmill import world
 from maskmill.cli import die_with_parent, progress, stage_arguments, write_atomically
 from maskmill.datasets.table import Item, save_png, table_csv
 from maskmill.errors import exit_cleanly
+from maskmill.store import fresh_folder
 
 SEED_STRIDE = 100_000  # scenes of one draw; the training scenes start at ten million
 
@@ -43,13 +43,10 @@ def main() -> None:
     die_with_parent()
     args, params = stage_arguments(__doc__, ("world",), {"out": "data/world"})
     p, out = params.world, Path(args.out)
-    aside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
     jobs = [(seed, i) for seed in p.seeds for i in range(p.test_count)]
-    items = [draw(s, i, p.size, p.test_two_objects, aside) for s, i in progress(jobs, "world", unit="scene")]
-    write_atomically(aside / "index.csv", table_csv(items))
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with fresh_folder(out) as folder:
+        items = [draw(s, i, p.size, p.test_two_objects, folder) for s, i in progress(jobs, "world", unit="scene")]
+        write_atomically(folder / "index.csv", table_csv(items))
     print(f"{out}: {len(items)} held-out scenes")
 
 

@@ -381,8 +381,9 @@ HEADER = "sample_id,class,prompt,token_start,token_end,seed\n"
         (HEADER + "a,b,b,2,2,3\n", "line 2 (a): expected token_start < token_end, got 2 and 2"),
         (HEADER + "a,b,b,1,2,3\na,b,b,1,2,3\n", "line 3 (a): expected a distinct sample_id"),
         (HEADER + "../a,b,b,1,2,3\n", "line 2 (../a): expected a distinct sample_id of letters"),
-        (HEADER + "a,b,b,1,2,3\na,b,b,1,2,3,4\n", "expected a CSV table"),
-        (HEADER + "a,b,b,1\n", "line 2 (a): expected integers"),
+        (HEADER + "a,b,b,1,2,3\na,b,b,1,2,3,4\n", "line 3 (a): expected 6 fields, got 7"),
+        (HEADER + "a,b,b,1,2,3,4\n", "line 2 (a): expected 6 fields, got 7"),
+        (HEADER + "a,b,b,1\n", "line 2 (a): expected 6 fields, got 4"),
         (None, "expected a prompt table"),
     ],
 )

@@ -7,6 +7,8 @@ draw that the image belongs to). Paths are relative to the folder.
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,8 +18,9 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from maskmill.errors import UserError
+from maskmill.store import read_rows
 
-REQUIRED = ("sample_id", "cls", "image")
+REQUIRED = ("sample_id", "class", "image")
 
 
 @dataclass(frozen=True)
@@ -38,34 +41,41 @@ def read_table(folder: str | Path) -> list[Item]:
     """Read ``folder/index.csv``.
 
     Raises:
-        UserError: the file is missing or no such table, or an id is empty or given twice; names the file and the line.
+        UserError: the file is missing or no such table, an id is empty, no file name or given twice, or a row names no
+            image; says which file and line.
     """
     path = Path(folder) / "index.csv"
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8").rename(columns={"class": "cls"})
-    except OSError:
-        raise UserError(f"{path}: expected the table of an image set, found none") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a CSV table in UTF-8, got: {str(error).strip().splitlines()[0]}") from None
-    missing = [c for c in REQUIRED if c not in frame.columns]
-    if missing or frame.empty:
-        what = f"without the column {missing[0].replace('cls', 'class')!r}" if missing else "without rows"
-        raise UserError(f"{path}: expected the columns sample_id, class, image and at least one row, got a table {what}")
-    known = [f.name for f in fields(Item) if f.name in frame.columns]
-    items = [Item(**dict(zip(known, row, strict=True))) for row in frame[known].itertuples(index=False, name=None)]
-    seen: set[str] = set()
-    for line, item in enumerate(items, 2):
-        if not item.sample_id or item.sample_id in seen:
-            raise UserError(f"{path}: line {line}: expected a distinct sample_id, got {item.sample_id!r}")
-        seen.add(item.sample_id)
-    return items
+    header, rows = read_rows(path, "the table of an image set")
+    missing = [c for c in REQUIRED if c not in header]
+    if missing or not rows:
+        what = f"without the column {missing[0]!r}" if missing else "without rows"
+        raise UserError(f"{path}: expected the columns {', '.join(REQUIRED)} and at least one row, got a table {what}")
+    names = [name.replace("class", "cls") for name in header]
+    known = {f.name for f in fields(Item)}
+    items: dict[str, Item] = {}
+    for line, row in rows:
+        item = Item(**{name: value for name, value in zip(names, row, strict=True) if name in known})
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", item.sample_id) or item.sample_id in items:
+            raise UserError(
+                f"{path}: line {line}: expected a distinct sample_id of letters, digits, '-', '.' and '/', "
+                f"got {item.sample_id!r}"
+            )
+        if not item.image:
+            raise UserError(f"{path}: line {line} ({item.sample_id}): expected an image, got an empty field")
+        items[item.sample_id] = item
+    return list(items.values())
 
 
 def table_csv(items: Sequence[Item]) -> str:
     """The text of index.csv; columns that no row fills are left out."""
     frame = pd.DataFrame([asdict(item) for item in items])
-    frame = frame[[c for c in frame.columns if c in REQUIRED or (frame[c] != "").any()]]
-    return frame.rename(columns={"cls": "class"}).to_csv(index=False, lineterminator="\n")
+    frame = frame.rename(columns={"cls": "class"})
+    return frame[[c for c in frame.columns if c in REQUIRED or (frame[c] != "").any()]].to_csv(index=False, lineterminator="\n")
+
+
+def item_rng(seed: int, sample_id: str) -> np.random.Generator:
+    """The generator of one image: it depends on the global seed and the image's id, not on its place in the set."""
+    return np.random.default_rng([seed, zlib.crc32(sample_id.encode())])
 
 
 def read_image(path: str | Path, side: int = 0) -> np.ndarray:
@@ -74,21 +84,42 @@ def read_image(path: str | Path, side: int = 0) -> np.ndarray:
     Raises:
         UserError: the file is missing, empty or no image; names it.
     """
-    image = _open(path).convert("RGB")
+    image = _open(path)
+    if image.mode.startswith("I"):  # 16 bits, which convert() would clip to white
+        image = Image.fromarray((_values(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
     if side and image.size != (side, side):
         image = image.resize((side, side), Image.BICUBIC)
     return np.asarray(image)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """A ground-truth mask as (H, W) bool: above half of the range of its type."""
-    values = np.asarray(_open(path).convert("L"))
-    return values > 127
+    """A ground-truth mask as (H, W) bool: above half of the range of its type.
+
+    Raises:
+        UserError: no readable image, or one that has values but none above half, as masks of 0 and 1 do.
+    """
+    image = _open(path)
+    deep = image.mode.startswith("I")
+    values, half = (_values(image), 32767) if deep else (np.asarray(image.convert("L")), 127)
+    mask = values > half
+    if values.any() and not mask.any():
+        raise UserError(f"{path}: expected a mask of 0 and {2 * half + 1}, got values of at most {values.max()}")
+    return mask
 
 
 def read_labels(path: str | Path) -> np.ndarray:
-    """A label map as (H, W) uint8."""
-    return np.asarray(_open(path).convert("L"))
+    """A label map as (H, W) uint8; of a palette image the indices, not the colours.
+
+    Raises:
+        UserError: no readable image, one in colour, or labels above 255.
+    """
+    image = _open(path)
+    values = _values(image)
+    if values.ndim != 2 or values.max(initial=0) > 255:
+        got = f"mode {image.mode}" if values.ndim != 2 else f"the value {values.max()}"
+        raise UserError(f"{path}: expected a label map of one channel within 0..255, got {got}")
+    return values.astype(np.uint8)
 
 
 def save_png(array: np.ndarray, path: Path) -> None:
@@ -106,6 +137,12 @@ def _open(path: str | Path) -> Image.Image:
     try:
         image = Image.open(path)
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path}: expected a readable image, got: {str(error).splitlines()[0]}") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: expected a readable image, got: {reason}") from None
     return image
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    """The numbers of an image as they are stored, (H, W[, channels]); 16 bits as int32, a palette's indices as uint8."""
+    return np.asarray(image).astype(np.int32) if image.mode.startswith("I") else np.asarray(image)

@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
 
 from maskmill.errors import UserError
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+VOCABULARIES = ("tokenizer.json", "vocab.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -43,27 +46,75 @@ def concatenate(first: Condition, second: Condition) -> Condition:
     return Condition(torch.cat([first.embeds, second.embeds]), added)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> list[str]:
     """Refuse a model folder that lacks a part or holds a pickle, before anything is loaded from it.
 
+    Returns:
+        The names of the parts that have weights.
+
     Raises:
-        UserError: names the missing part or the pickled file.
+        UserError: names the missing part, the pickled file or the unreadable weights.
     """
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"{folder}: expected a diffusers pipeline folder, got one without model_index.json")
     try:
-        names = json.loads(index.read_text())
+        names = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{index}: expected JSON, got: {error}") from None
+    if not isinstance(names, dict) or not isinstance(names.get("_class_name"), str):
+        raise UserError(f"{index}: expected the key '_class_name' with the name of a diffusers pipeline, got none")
     for part in PARTS:
-        if part not in names or not (folder / part).is_dir():
+        if not any(names.get(part) or ()) or not (folder / part).is_dir():
             raise UserError(f"{folder}: expected the part '{part}' of a text-to-image pipeline, found none")
-        pickles = sorted(f.name for f in (folder / part).iterdir() if f.suffix in PICKLES)
+    present = sorted(name for name in names if (folder / name).is_dir())  # XL has more of them than PARTS
+    for part in present:
+        pickles = sorted(f.name for f in (folder / part).iterdir() if f.suffix.lower() in PICKLES)
         if pickles:
             raise UserError(f"{folder / part / pickles[0]}: a pickle; convert the weights to safetensors and remove it")
-        if part in ("vae", "unet", "text_encoder") and not list((folder / part).glob("*.safetensors")):
+        if part.startswith("tokenizer") and not any((folder / part / f).is_file() for f in VOCABULARIES):
+            raise UserError(f"{folder / part}: expected {' or '.join(VOCABULARIES)}, found neither")
+    weighted = [part for part in present if part in ("vae", "unet") or part.startswith("text_encoder")]
+    for part in weighted:
+        if not (folder / part / "config.json").is_file():  # transformers would take the original CLIP's sizes
+            raise UserError(f"{folder / part}: expected config.json beside the weights, found none")
+        if not tensor_names(folder / part):
             raise UserError(f"{folder / part}: expected weights as *.safetensors, found none")
+    return weighted
+
+
+def tensor_names(part: Path) -> set[str]:
+    """Names of the tensors in the safetensors files of a folder; only the files' headers are read.
+
+    Raises:
+        UserError: a file is empty, cut short or of another kind; names it.
+    """
+    names: set[str] = set()
+    for path in sorted(part.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                names.update(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: expected weights in the safetensors format, got: {error}") from None
+    return names
+
+
+def check_complete(pipe: DiffusionPipeline, folder: Path, parts: list[str]) -> None:
+    """Refuse parts whose files hold fewer tensors than the loaded module has.
+
+    transformers fills such gaps with random numbers and goes on, diffusers leaves them without storage. Counts are
+    compared, not names, which both libraries may translate; position_ids is a constant that old files list.
+    """
+    for part in parts:
+        found, wanted = (sum(not name.endswith("position_ids") for name in names)
+                         for names in (tensor_names(folder / part), getattr(pipe, part).state_dict()))  # fmt: skip
+        if found < wanted:
+            raise UserError(f"{folder / part}: expected weights of {wanted} tensors, found {found}; save or download it anew")
+
+
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE asks for no network, read as huggingface_hub reads it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 class Backbone:
@@ -82,9 +133,11 @@ class Backbone:
     def __init__(self, model_id: str, revision: str = "", dtype: str = "float32", device: str = "cpu") -> None:
         diffusers_logging.disable_progress_bar()
         diffusers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
         local = Path(model_id).expanduser()
+        weighted = []
         if local.is_dir():
-            check_folder(local)
+            weighted = check_folder(local)
         elif model_id.startswith((".", "/", "~")) or len(local.parts) > 2 or local.parts[0] == "data":
             raise UserError(f"{model_id}: expected a model folder, found none; run `dvc pull` or `dvc repro pretrain`")
         try:
@@ -93,14 +146,16 @@ class Backbone:
                 revision=revision or None,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
-                local_files_only=local.is_dir() or bool(os.environ.get("HF_HUB_OFFLINE")),
+                local_files_only=local.is_dir() or offline(),
             )
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"model.id {model_id}: cannot be loaded ({reason}); give a local diffusers folder, or download it first: "
+        except Exception as error:  # a broken folder makes diffusers and transformers raise errors of any kind
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            mend = "save or download the folder anew" if local.is_dir() else (
+                "give a local diffusers folder, or download it first: "
                 f"hf download {model_id} --local-dir models/{local.name}, then set model.id to models/{local.name}"
-            ) from None
+            )  # fmt: skip
+            raise UserError(f"model.id {model_id}: cannot be loaded ({reason}); {mend}") from None
+        check_complete(pipe, local, weighted)
         self.pipe = pipe.to(device)
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         self.unet, self.vae, self.tokenizer = pipe.unet, pipe.vae, pipe.tokenizer

@@ -12,6 +12,7 @@ from maskmill.diffusion.backbone import Backbone, concatenate
 from maskmill.diffusion.capture import AttentionCapture, word_weights
 from maskmill.diffusion.features import FeatureMean
 from maskmill.diffusion.sampling import ddim_invert, ddim_sample, guided
+from maskmill.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,6 +42,12 @@ def open_capture(backbone: Backbone, shape: RecordShape) -> AttentionCapture:
     return AttentionCapture(backbone.unet, columns_rows=shape.columns_rows, anchors=shape.anchors)
 
 
+def check_size(backbone: Backbone, size: int) -> None:
+    """Refuse a picture side that is no whole number of latent cells; the decoder would return another one."""
+    if size % backbone.scale:
+        raise UserError(f"generate.size: expected a multiple of {backbone.scale}, the model's latent cell, got {size}")
+
+
 def generate(
     backbone: Backbone,
     capture: AttentionCapture,
@@ -58,7 +65,11 @@ def generate(
 
     Returns:
         Images (B, size, size, 3) uint8 and B attention records.
+
+    Raises:
+        UserError: ``size`` does not suit the model.
     """
+    check_size(backbone, size)
     condition = backbone.encode_text(list(prompts), size)
     unconditional = backbone.encode_text([negative] * len(prompts), size)
     n_tokens = condition.embeds.shape[1]
@@ -93,7 +104,11 @@ def invert(
     Returns:
         B records, B dicts of features or None, and the relative error |z_0' - z_0| / |z_0| of each latent after both
         passes, (B,) float64, nan without the reverse pass.
+
+    Raises:
+        UserError: S does not suit the model.
     """
+    check_size(backbone, images.shape[1])
     condition = backbone.encode_text(list(prompts), images.shape[1])
     times = backbone.timesteps(steps)
 

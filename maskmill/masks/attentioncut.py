@@ -290,13 +290,22 @@ def boundary_seeds(cross: np.ndarray, tau: float, count: int, rng: np.random.Gen
     return points, found
 
 
+def _share_of_cells(points: np.ndarray, shape: tuple[int, int], n: int) -> np.ndarray:
+    """Share of the points in each cell of an n x n grid laid over the working grid, (n*n,) float32."""
+    cells = (2 * points + 1) * n // (2 * np.array(shape))  # floor of the pixel centre's place on the grid, (k, 2)
+    hits = np.bincount(cells[:, 0] * n + cells[:, 1], minlength=n * n)
+    return (hits / len(points)).astype(np.float32)
+
+
 def refined_map(
     record: Record, seeds: np.ndarray, shape: tuple[int, int], self_layers: Mapping[int, int] | None = None
 ) -> np.ndarray:
     """r of Eq. 3: r(p) = 1/|B| sum over b in B of A_s(p, b), min-max scaled (ours).
 
-    The column of a seed is that of the nearest anchor, the one in whose cell of the g x g grid it lies. A_s is the mean
-    over all layers: resolutions count by their number of layers.
+    The paper takes A_s as symmetric, which attention is not: who looks at a seed and where the seed looks differ. Ours
+    is the mean of both, A_s(p, b) from the columns of the record and A_s(b, p) from its rows. The column of a seed is
+    that of the nearest anchor, the one in whose cell of the g x g grid it lies; its row is that of the m x m cell it
+    lies in, known at the anchors. A_s is the mean over all layers: resolutions count by their number of layers.
 
     Args:
         record: with ``columns_{r}`` (m*m, g*g).
@@ -312,10 +321,10 @@ def refined_map(
     refined = np.zeros(shape, np.float32)
     for r, x in columns.items():
         m, g = math.isqrt(x.shape[0]), math.isqrt(x.shape[1])
-        cells = (2 * seeds + 1) * g // (2 * np.array(shape))  # floor of the pixel centre's place on the grid, (n, 2)
-        hits = np.bincount(cells[:, 0] * g + cells[:, 1], minlength=g * g).astype(np.float32)
-        mean = x @ (hits / len(seeds))  # (m*m,)
-        refined += shares[r] * resize(mean.reshape(m, m), shape)
+        looked_at = x @ _share_of_cells(seeds, shape, g)  # A_s(p, B), (m*m,)
+        looking = _share_of_cells(seeds, shape, m) @ x  # A_s(B, p), (g*g,)
+        both = resize(looked_at.reshape(m, m), shape) + resize(looking.reshape(g, g), shape)
+        refined += shares[r] * both / 2
     return scaled(refined)
 
 

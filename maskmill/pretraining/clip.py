@@ -20,12 +20,18 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 
 def config(width: int, layers: int, patch: int, embed_dim: int, size: int, vocab_size: int, context: int) -> dict:
-    """open_clip's model configuration of a small vision transformer and a two-layer text transformer."""
+    """open_clip's model configuration of a small vision transformer and a one-layer text transformer.
+
+    Half of the patches are dropped at random in training, which doubles its speed and costs little.
+    """
     return {
         "embed_dim": embed_dim,
-        "vision_cfg": {"image_size": size, "layers": layers, "width": width, "head_width": 32, "patch_size": patch},
+        "vision_cfg": {
+            "image_size": size, "layers": layers, "width": width, "head_width": 32, "patch_size": patch,
+            "patch_dropout": 0.5,
+        },
         "text_cfg": {
-            "context_length": context, "vocab_size": vocab_size, "width": embed_dim, "heads": 4, "layers": 2,
+            "context_length": context, "vocab_size": vocab_size, "width": embed_dim, "heads": 2, "layers": 1,
             "hf_tokenizer_name": "tokenizer", "tokenizer_kwargs": {"strip_sep_token": False},
         },
     }  # fmt: skip

@@ -1,0 +1,294 @@
+"""Stages as a user runs them: killed and resumed, other batch sizes, and every kind of bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maskmill import profiles
+from maskmill.datasets.table import read_image
+from maskmill.prompts import COLUMNS, read_csv
+from maskmill.store import Store
+from tests.running import ROOT, Finished, run_stage
+
+SMALL = {"prompts.count": 34, "generate.steps": 1, "invert_features.steps": 1, "attentioncut.size": 16}  # 34: two shards
+STAGES_WITH_PARAMETERS = ("prompts", "world", "generate", "invert_features", "attentioncut", "evaluate", "check_model",
+                          "pretrain")  # fmt: skip
+
+
+def arrange(folder: Path, model: Path, scenes: Path) -> Path:
+    """A folder in which stages run with their default paths: small params.yaml, data/mini and data/world."""
+    (folder / "data").mkdir(parents=True)
+    text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), SMALL)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    (folder / "data/mini").symlink_to(model)
+    (folder / "data/world").symlink_to(scenes)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, tiny_model, world_set) -> Path:
+    return arrange(tmp_path / "a place", tiny_model, world_set)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, tiny_model, world_set) -> Path:
+    """The place after an undisturbed run of prompts, generate and invert_features; read only."""
+    folder = arrange(tmp_path_factory.mktemp("done"), tiny_model, world_set)
+    for name in ("prompts", "generate", "invert_features"):
+        got = run_stage(name, cwd=folder)
+        assert got.code == 0, got.err
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_refused(got: Finished, *parts: str, absent: Path) -> None:
+    """Exit code 2, one line that has ``parts``, and neither the output ``absent`` nor its half left behind."""
+    assert (got.code, got.err.count("\n"), got.err[:7]) == (2, 1, "error: "), got.err
+    assert all(part in got.err for part in parts), got.err
+    assert not absent.exists()
+    if absent.parent.is_dir():
+        assert not [p.name for p in absent.parent.iterdir() if p.name.endswith(".part")]
+
+
+# --- killed, resumed, batched -----------------------------------------------------------------------------------------
+
+
+def test_generate_killed_after_a_shard_goes_on_there_and_equals_an_undisturbed_run(place, done):
+    shutil.copy(done / "data/prompts.csv", place / "data/prompts.csv")
+    assert run_stage("generate", cwd=place, kill_after="put").code == -signal.SIGKILL
+    assert not (place / "data/generated").exists()
+    shards = list((place / "scratch/generate").glob("*/*.safetensors"))
+    assert [p.name for p in shards] == ["00000.safetensors"]
+    kept = shards[0].stat().st_ino
+    assert run_stage("generate", cwd=place).code == 0
+    assert (place / "data/generated/records/00000.safetensors").stat().st_ino == kept
+    assert files(place / "data/generated") == files(done / "data/generated")
+    assert not [p for p in (place / "scratch/generate").iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize("moment", ["put", "assemble"])
+def test_invert_features_killed_between_its_two_stores_equals_an_undisturbed_run(place, done, moment):
+    assert run_stage("invert_features", cwd=place, kill_after=moment).code == -signal.SIGKILL
+    assert not (place / "data/inverted/world/records").exists()
+    got = run_stage("invert_features", cwd=place)
+    assert got.code == 0, got.err
+    assert files(place / "data/inverted") == files(done / "data/inverted")
+
+
+def write_prompts(path: Path, rows: list[list[object]]) -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+
+
+def test_a_sample_depends_on_neither_its_neighbours_nor_the_batch_size(place, done):
+    rows = read_csv(done / "data/prompts.csv")[5:1:-2]
+    fields = [[r.sample_id, r.cls, r.prompt, r.token_start, r.token_end, r.seed] for r in rows]
+    write_prompts(place / "data/prompts.csv", fields)
+    whole = Store(done / "data/generated/records")
+    for batch in ("8", "1"):
+        out = place / batch
+        got = run_stage("generate", "--out", out, "--generate.filter", "0", cwd=place, env={"MASKMILL_BATCH": batch})
+        assert got.code == 0, got.err
+        for id, record in Store(out / "records").items():
+            picture = f"set/images/{id}.png"
+            if batch == "8":  # the same number of rows in a batch: the same bits
+                assert all(np.array_equal(record[k], v) for k, v in whole.read(id).items())
+                assert (out / picture).read_bytes() == (done / "data/generated" / picture).read_bytes()
+                continue
+            # Kernels add in another order for another batch size: a unit in the last place of half precision, and a
+            # pixel on the other side of a rounding boundary.
+            for name, values in whole.read(id).items():
+                np.testing.assert_allclose(record[name].astype(float), values.astype(float), rtol=2**-9, atol=1e-4)
+            pixels = [read_image(p / picture).astype(int) for p in (out, done / "data/generated")]
+            assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
+def test_masks_do_not_depend_on_the_number_of_workers(done, tmp_path, monkeypatch):
+    seen = []
+    for workers in ("1", "2"):
+        out = tmp_path / workers
+        got = run_stage("attentioncut", "--images", "data/generated/set", "--records", "data/generated/records", "--out",
+                        out, "--metrics", tmp_path / "m.json", cwd=done, env={"MASKMILL_WORKERS": workers})  # fmt: skip
+        assert got.code == 0, got.err
+        seen.append(files(out))
+    assert len(seen[0]) == 2 * 34 + 1 and seen[0] == seen[1]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES_WITH_PARAMETERS)
+@pytest.mark.parametrize(
+    ("key", "wrong", "said"),
+    [("seed: 0", "seed: zero", "seed: expected an integer"), ("seed: 0", "sead: 0", "sead: unknown key"),
+     ("tau: ", "tau: [1]  # ", "attentioncut.tau: expected a number")],
+)  # fmt: skip
+def test_a_wrong_parameter_file_stops_every_stage(place, stage, key, wrong, said):
+    path = place / "params.yaml"
+    path.write_text(path.read_text().replace(key, wrong, 1))
+    before = files(place)
+    assert_refused(run_stage(stage, cwd=place), "params.yaml: ", said, absent=place / "scratch")
+    assert files(place) == before
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"# none\n\n", "classes.txt: expected one class per line"), (b"bird\ndog\nBird\n", "classes.txt: line 3: "),
+     (b"bird\nv\xf6gel\n", "classes.txt: line 2: expected UTF-8"), (None, "classes.txt: expected a readable")],
+)  # fmt: skip
+def test_prompts_refuses_a_bad_class_file(place, data, said):
+    if data is not None:
+        (place / "classes.txt").write_bytes(data)
+    got = run_stage("prompts", "--prompts.file", "classes.txt", cwd=place)
+    assert_refused(got, said, absent=place / "data/prompts.csv")
+
+
+def test_prompts_names_the_row_that_the_context_cannot_hold(place):
+    (place / "classes.txt").write_text("bird\n" + "very " * 30 + "long dog\n")
+    got = run_stage("prompts", "--prompts.file", "classes.txt", cwd=place)
+    assert_refused(got, "row 00001-very-", "at most 24 tokens", absent=place / "data/prompts.csv")
+
+
+LONG = "a photo of a bird" + " and a dog" * 10
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [([["a", "bird", LONG, 5, 6, 1]], "row a: expected a prompt of at most 24 tokens"),
+     ([["a", "bird", "a bird", 2, 3, 1], ["b", "bird", "a bird", 7, 8, 1]], "row b: expected token_end of at most 3"),
+     ([["a", "bird", "a bird", 2, 3, 1], ["a", "bird", "a bird", 2, 3, 1]], "line 3 (a): expected a distinct"),
+     ([["a", "bird", "a bird", 2, 3]], "line 2 (a): expected 6 fields, got 5"),
+     ([["a", "bird", "a bird", 2, 3, -1]], "line 2 (a): expected integers"), ([], "expected at least one row")],
+)  # fmt: skip
+def test_generate_refuses_bad_prompts(place, rows, said):
+    write_prompts(place / "data/prompts.csv", rows)
+    got = run_stage("generate", cwd=place)
+    assert_refused(got, "data/prompts.csv: ", said, absent=place / "data/generated")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("generate.negative", LONG, "generate.negative: expected a prompt of at most 24"),
+     ("generate.filter", "1", "generate.filter 1.0: expected some images to pass"),
+     ("model.clip", "", "generate.filter: expected 0 without a CLIP model"),
+     ("generate.size", "62", "generate.size: expected a multiple of 4"),
+     ("model.clip", "none/such", "model.clip none/such: "), ("model.id", "data/none", "data/none: ")],
+)  # fmt: skip
+def test_generate_refuses_bad_settings(place, option, value, said):
+    write_prompts(place / "data/prompts.csv", [["a", "bird", "a bird", 2, 3, 1], ["b", "dog", "a dog", 2, 3, 2]])
+    got = run_stage("generate", "--generate.filter", "0.001", f"--{option}", value, cwd=place)
+    assert_refused(got, said, absent=place / "data/generated")
+
+
+def test_generate_refuses_to_filter_a_single_class(place):
+    write_prompts(place / "data/prompts.csv", [["a", "bird", "a bird", 2, 3, 1]])
+    got = run_stage("generate", "--generate.filter", "0.1", cwd=place)
+    assert_refused(got, "generate.filter: expected 0, or at least two classes", absent=place / "data/generated")
+
+
+def damage(model: Path, how: str) -> None:
+    if how.startswith("without "):
+        part = model / how.removeprefix("without ")
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    elif how == "pickle":
+        (model / "unet/diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    elif how == "no index":
+        (model / "model_index.json").write_text("{")
+    else:
+        weights = model / "unet/diffusion_pytorch_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("stage", ["generate", "invert_features"])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("without vae", "'vae'"), ("without tokenizer", "tokenizer"), ("without model_index.json", "model_index.json"),
+     ("without unet/diffusion_pytorch_model.safetensors", "unet: expected weights"), ("no index", "expected JSON"),
+     ("pickle", "diffusion_pytorch_model.bin: a pickle"), ("cut", "cannot be loaded"),
+     ("without tokenizer/tokenizer.json", "tokenizer")],
+)  # fmt: skip
+def test_an_incomplete_or_pickled_model_is_refused(place, tiny_model, stage, how, said):
+    shutil.copytree(tiny_model, place / "other")
+    damage(place / "other", how)
+    write_prompts(place / "data/prompts.csv", [["a", "bird", "a bird", 2, 3, 1]])
+    got = run_stage(stage, "--model.id", "other", "--out", "out", cwd=place)
+    assert_refused(got, "other", said, absent=place / "out")
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", None])
+@pytest.mark.parametrize("stage", ["invert_features", "attentioncut"])
+def test_an_unreadable_image_is_named(place, done, world_set, stage, data):
+    (place / "data/world").unlink()
+    shutil.copytree(world_set, place / "data/world")
+    image = place / "data/world/images/s2-00003.png"
+    image.unlink() if data is None else image.write_bytes(data)
+    records = ["--records", done / "data/inverted/world/records"] if stage == "attentioncut" else []
+    got = run_stage(stage, "--out", "deep/out", *records, cwd=place)
+    assert_refused(got, "data/world/images/s2-00003.png: expected", absent=place / "deep/out")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [("sample_id,class\na,bird\n", [], "expected the columns sample_id, class, image"),
+     ("sample_id,class,image\na,bird,i.png\na,dog,i.png\n", [], "line 3: expected a distinct sample_id"),
+     ("sample_id,class,image\n../a,bird,i.png\n", [], "line 2: expected a distinct sample_id"),
+     ("sample_id,class,image\na,bird,i.png,x\n", [], "line 2 (a): expected 3 fields, got 4"),
+     ("sample_id,class,image\na,,i.png\n", [], "a: expected a value in the column 'class'"),
+     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.caption", "absent"], "a: expected a value in the col"),
+     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.template", LONG + "{}"], "a: expected "),
+     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.template", LONG + " {}"], "at most 24 tokens"),
+     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.template", "a {b}"], "invert_features.template: ")],
+)  # fmt: skip
+def test_invert_features_refuses_a_bad_table_or_caption(place, text, options, said):
+    (place / "set").mkdir()
+    (place / "set/index.csv").write_text(text)
+    got = run_stage("invert_features", "--images", "set", "--out", "out", *options, cwd=place)
+    assert_refused(got, said, absent=place / "out")
+
+
+def test_stages_name_what_the_stage_before_has_not_made(place):
+    for stage, said in [("generate", "data/prompts.csv: "), ("attentioncut", "data/inverted/world/records/manifest.json"),
+                        ("evaluate", "data/inverted/world/records/manifest.json"), ("score", "soft/s1-00000.png"),
+                        ("check_model", "data/generated/set/index.csv")]:  # fmt: skip
+        assert_refused(run_stage(stage, cwd=place), said, absent=place / "metrics")
+
+
+# --- from masks to scores ---------------------------------------------------------------------------------------------
+
+
+def test_tau_without_a_boundary_falls_back_and_is_counted(place, done):
+    records = done / "data/inverted/world/records"
+    for tau, expected in (("1", 8), ("0.3", 0)):
+        got = run_stage("attentioncut", "--records", records, "--attentioncut.tau", tau, cwd=place)
+        assert got.code == 0, got.err
+        counted = json.loads((place / "metrics/attentioncut-world.json").read_text())
+        assert (counted["count"], counted["no_boundary"]) == (8, expected)
+        flags = [row["flags"].split() for row in csv.DictReader(open(place / "data/masks/world/index.csv"))]
+        assert sum("no_boundary" in f for f in flags) == expected
+
+
+def test_a_table_is_made_of_rows_that_share_one_image_set(place, done):
+    shutil.copytree(ROOT / "tables/diffusionseg-tab6", place / "table", ignore=shutil.ignore_patterns("rows", "result*"))
+    for row, flag in (("1", "--no-attentioncut.use_refined"), ("6", "--attentioncut.use_refined")):
+        steps = [("attentioncut", "--records", done / "data/inverted/world/records", "--out", f"masks/{row}", flag),
+                 ("score", "--masks", f"masks/{row}", "--metrics", f"table/rows/{row}.json")]  # fmt: skip
+        for name, *argv in steps:
+            got = run_stage(name, *argv, cwd=place)
+            assert got.code == 0, got.err
+    assert files(place / "masks/1") != files(place / "masks/6")
+    assert run_stage("table", "--table", "table", cwd=place).code == 0
+    result = json.loads((place / "table/result.json").read_text())
+    assert result["n"] == 8 and result["seeds"] == [1, 2]
+    (place / "empty").mkdir()
+    shutil.copy(place / "table/published.yaml", place / "empty")
+    assert_refused(run_stage("table", "--table", "empty", cwd=place), "empty/rows: ", absent=place / "empty/result.md")
