@@ -1,4 +1,4 @@
-"""Random search of AttentionCut's parameters on an image set that is not scored: how the miniature's values were chosen.
+"""Random search of AttentionCut's parameters on an unscored image set: how the miniature's values were chosen.
 
     python stages/world.py --world.seeds 101 102 --world.test_count 50 --out scratch/tune/world
     python stages/invert_features.py --images scratch/tune/world --out scratch/tune/inverted \

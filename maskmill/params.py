@@ -92,8 +92,7 @@ class PretrainVae:
 @dataclass(frozen=True)
 class PretrainClip:
     width: Count
-    layers: Count
-    patch: Count
+    layers: Annotated[tuple[Count, ...], Limits(low=4, high=4)]
     embed_dim: Count
     steps: Count
     batch: Count

@@ -410,7 +410,7 @@ def check_context(tokenizer: Any, text: str, end: int = 0) -> None:
     if length > context:
         raise UserError(f"expected a prompt of at most {context} tokens, got {length}: {_short(text)!r}")
     if end > length - 1:  # the last one is the end token
-        raise UserError(f"expected token_end of at most {length - 1}, where the prompt ends, got {end}: {_short(text)!r}")
+        raise UserError(f"expected token_end of at most {length - 1}, the prompt's end, got {end}: {_short(text)!r}")
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

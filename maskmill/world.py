@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 CLASSES = ("bird", "dog", "car", "person", "boat", "tree", "house", "fish")
 UPPER_STUFF = ("sky", "brick", "forest", "sunset")
@@ -303,7 +303,7 @@ def _backdrop(rng, upper: str, lower: str, size: int) -> tuple[np.ndarray, np.nd
 
 
 def _draw(parts: list[Part], place, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw an object anti-aliased. ``place`` maps (n, 2) object points to pixels. -> RGB (S, S, 3), alpha (S, S) 0..1"""
+    """Draw an object anti-aliased; ``place`` maps (n, 2) object points to pixels. -> RGB (S, S, 3), alpha (S, S)"""
     big = size * SUPERSAMPLE
     layer = Image.new("RGBA", (big, big), (0, 0, 0, 0))
     pen = ImageDraw.Draw(layer)

@@ -73,5 +73,5 @@ def _locate(model: str) -> tuple[str, str | None]:
         return f"local-dir:{folder}", None
     name, _, tag = model.partition("/")
     if (name, tag) not in open_clip.list_pretrained():
-        raise UserError(f"model.clip {model}: expected a model folder, or name/tag as open_clip lists them, found neither")
+        raise UserError(f"model.clip {model}: expected a model folder, or name/tag that open_clip lists, found neither")
     return name, tag

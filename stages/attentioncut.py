@@ -1,8 +1,8 @@
 """Cut masks from attention records (DiffusionSeg 3.2.2, Eq. 2 to 6); no training.
 
 Inputs:   an image set (folder with index.csv) and the attention records of its images
-Outputs:  <out>/masks: 8-bit PNG 0/255; <out>/soft: objectness as 8-bit PNG; <out>/index.csv: area, seeds, energy, flags;
-          the number of images that took a fallback goes to --metrics
+Outputs:  <out>/masks: 8-bit PNG 0/255; <out>/soft: objectness as 8-bit PNG; <out>/index.csv: area, seeds, energy and
+          flags; the number of images that took a fallback goes to --metrics
 Command:  python stages/attentioncut.py --images data/world --records data/inverted/world/records --out data/masks/world
 Time:     about 3 seconds for 600 pictures of 64x64
 Expect:   one mask per record; a picture's mask depends on nothing but its record, the parameters and the seed
@@ -25,6 +25,7 @@ from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks.attentioncut import CutParams, attention_cut
 
 CHUNK = 50
+FLAGS = ("no_boundary", "constant_map", "empty", "full")
 
 
 def cut_chunk(records: Path, ids: list[str], images: list[Path], params: CutParams, seed: int, out: Path) -> list[dict]:
@@ -76,7 +77,7 @@ def main() -> None:
         rows = cut_all(items, images, records, cut_params, params.seed, folder)
         write_atomically(folder / "index.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     flags = Counter(flag for row in rows for flag in row["flags"].split())
-    counts = {"count": len(rows), **{flag: flags.get(flag, 0) for flag in ("no_boundary", "constant_map", "empty", "full")}}
+    counts = {"count": len(rows), **{flag: flags[flag] for flag in FLAGS}}
     write_atomically(args.metrics, json.dumps(counts, indent=1) + "\n")
     print(f"{out}: {len(rows)} masks, {counts['no_boundary']} without a boundary at tau (fallback threshold)")
 

@@ -48,7 +48,7 @@ def clip_accuracy(clip: ZeroShot, scenes: list[world.Scene]) -> float:
 
 
 def recognised(clip: ZeroShot, items: list[Item], folder: Path) -> dict[str, float]:
-    """Share of generated pictures whose most probable class is their own: overall and per class; other worlds' left out."""
+    """Share of generated pictures whose most probable class is their own, overall and per class of the world."""
     known = [item for item in items if item.cls in clip.classes]
     if not known:
         return {}
@@ -75,7 +75,8 @@ def main() -> None:
         __doc__, ("model", "world"),
         {"generated": "data/generated/set", "curves": "metrics/pretrain", "metrics": "metrics"},
     )  # fmt: skip
-    m, settings = params.model, runtime()
+    m, settings, folder = params.model, runtime(), Path(args.generated)
+    items = read_table(folder)
     clip = ZeroShot(m.clip, world.CLASSES, device=settings.device)
     alone = [world.render(FIRST_SEED + i, params.world.size, 0.0) for i in range(SCENES)]
     pairs = [world.render(FIRST_SEED + i, params.world.size, 1.0) for i in range(SCENES)]
@@ -85,8 +86,6 @@ def main() -> None:
         "mini.clip.one_object": clip_accuracy(clip, alone),
         "mini.clip.two_objects": clip_accuracy(clip, pairs),
     }
-    folder = Path(args.generated)
-    items = read_table(folder)
     numbers |= {f"mini.generated.{key}": value for key, value in recognised(clip, items, folder).items()}
     rows = class_rows(items, folder)
     columns = tuple(Column(str(k), f"{k + 1}", "image") for k in range(max(len(r.panels) for r in rows)))

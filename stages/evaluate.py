@@ -54,7 +54,7 @@ def methods(folder: Path, masks: Path, cut: store.Store, params) -> dict[str, Ca
     }
 
 
-def raw_map_controls(items: list[Item], folder: Path, right: store.Store, wrong: store.Store, params) -> dict[str, dict]:
+def raw_map_controls(items: list[Item], folder: Path, right: store.Store, wrong: store.Store, params) -> dict:
     """Per draw: AUROC of A_c under the right and under an absent word, and how often it prefers its own object."""
     p = params.attentioncut
     out: dict[str, dict] = {}
@@ -101,7 +101,8 @@ def main() -> None:
     args, params = stage_arguments(
         __doc__, ("seed", "attentioncut", "evaluate"),
         {"images": "data/world", "records": "data/inverted/world/records",
-         "wrong": "data/inverted/world_wrong_word/records", "masks": "data/masks/world", "metrics": "metrics", "name": "world"},
+         "wrong": "data/inverted/world_wrong_word/records", "masks": "data/masks/world",
+         "metrics": "metrics", "name": "world"},
     )  # fmt: skip
     folder, masks, metrics = Path(args.images), Path(args.masks), Path(args.metrics)
     right, wrong = store.Store(args.records), store.Store(args.wrong)

@@ -46,7 +46,9 @@ def select(items: list[Item], limit: int) -> list[Item]:
     return kept
 
 
-def captioned(items: list[Item], mode: str, template: str, tokenizer, table: Path) -> list[tuple[str, str, tuple[int, int]]]:
+def captioned(
+    items: list[Item], mode: str, template: str, tokenizer, table: Path
+) -> list[tuple[str, str, tuple[int, int]]]:
     """(word, caption, token span of the word) of each image.
 
     ``class``: the class in the template; ``scene``: the scene's own caption; ``absent``: a class that the picture does

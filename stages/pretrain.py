@@ -1,7 +1,7 @@
 """Train the miniature: a Stable-Diffusion-like pipeline and a CLIP, on captions and pictures of the procedural world.
 
 Inputs:   params.yaml: pretrain, world.size, world.two_objects, seed. Masks are not among them.
-Outputs:  data/mini: a diffusers pipeline folder (vae, unet, text_encoder, tokenizer, scheduler) and clip/ for open_clip;
+Outputs:  data/mini: a diffusers pipeline folder (vae, unet, text_encoder, tokenizer, scheduler), clip/ for open_clip;
           metrics/pretrain: loss curves as CSV (stage check_model draws them)
 Command:  python stages/pretrain.py, or on several processes
           LAUNCH="torchrun --nproc-per-node 2" OMP_NUM_THREADS=1 dvc repro pretrain

@@ -34,8 +34,8 @@ def main() -> None:
     one = next(iter(rows.values()))
     result = compare(
         published, {name: row["scores"] for name, row in rows.items()}, data=args.data, n=one["images"],
-        seeds=[int(draw or 0) for draw in one["draws"]], protocol="; ".join(f"{k}: {v}" for k, v in one["protocol"].items()),
-        notes=args.note,
+        seeds=[int(draw or 0) for draw in one["draws"]],
+        protocol="; ".join(f"{k}: {v}" for k, v in one["protocol"].items()), notes=args.note,
     )  # fmt: skip
     write_result(result, folder)
     table_bars(result, published["metrics"][-1], folder / "rows.png", folder / "rows.csv")

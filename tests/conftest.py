@@ -64,7 +64,7 @@ def tiny_model(tmp_path_factory, words) -> Path:
         noise = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
         autoencoder.register_to_config(scaling_factor=1 / float(autoencoder.encode(noise).latent_dist.mean.std()))
     run.assemble(SimpleNamespace(words=words), autoencoder, denoiser).save_pretrained(folder, safe_serialization=True)
-    config = clip.config(32, 1, 16, 32, SIZE, len(words), CONTEXT)
+    config = clip.config(8, [1, 1, 1, 1], 16, SIZE, len(words), CONTEXT)
     clip.save(clip.build(config), config, words, folder / "clip")
     return folder
 

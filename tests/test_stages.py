@@ -17,7 +17,7 @@ from maskmill.prompts import COLUMNS, read_csv
 from maskmill.store import Store
 from tests.running import ROOT, Finished, run_stage
 
-SMALL = {"prompts.count": 34, "generate.steps": 1, "invert_features.steps": 1, "attentioncut.size": 16}  # 34: two shards
+SMALL = {"prompts.count": 34, "generate.steps": 1, "invert_features.steps": 1, "attentioncut.size": 16}  # 34: 2 shards
 STAGES_WITH_PARAMETERS = ("prompts", "world", "generate", "invert_features", "attentioncut", "evaluate", "check_model",
                           "pretrain")  # fmt: skip
 
@@ -113,12 +113,13 @@ def test_a_sample_depends_on_neither_its_neighbours_nor_the_batch_size(place, do
             assert np.abs(pixels[0] - pixels[1]).max() <= 1
 
 
-def test_masks_do_not_depend_on_the_number_of_workers(done, tmp_path, monkeypatch):
+def test_masks_do_not_depend_on_the_number_of_workers(done, tmp_path):
     seen = []
     for workers in ("1", "2"):
         out = tmp_path / workers
-        got = run_stage("attentioncut", "--images", "data/generated/set", "--records", "data/generated/records", "--out",
-                        out, "--metrics", tmp_path / "m.json", cwd=done, env={"MASKMILL_WORKERS": workers})  # fmt: skip
+        got = run_stage("attentioncut", "--images", "data/generated/set", "--records", "data/generated/records",
+                        "--out", out, "--metrics", tmp_path / "m.json", cwd=done,
+                        env={"MASKMILL_WORKERS": workers})  # fmt: skip
         assert got.code == 0, got.err
         seen.append(files(out))
     assert len(seen[0]) == 2 * 34 + 1 and seen[0] == seen[1]
@@ -214,7 +215,7 @@ def damage(model: Path, how: str) -> None:
     ("how", "said"),
     [("without vae", "'vae'"), ("without tokenizer", "tokenizer"), ("without model_index.json", "model_index.json"),
      ("without unet/diffusion_pytorch_model.safetensors", "unet: expected weights"), ("no index", "expected JSON"),
-     ("pickle", "diffusion_pytorch_model.bin: a pickle"), ("cut", "cannot be loaded"),
+     ("pickle", "diffusion_pytorch_model.bin: a pickle"), ("cut", "unet"),
      ("without tokenizer/tokenizer.json", "tokenizer")],
 )  # fmt: skip
 def test_an_incomplete_or_pickled_model_is_refused(place, tiny_model, stage, how, said):
@@ -244,8 +245,7 @@ def test_an_unreadable_image_is_named(place, done, world_set, stage, data):
      ("sample_id,class,image\n../a,bird,i.png\n", [], "line 2: expected a distinct sample_id"),
      ("sample_id,class,image\na,bird,i.png,x\n", [], "line 2 (a): expected 3 fields, got 4"),
      ("sample_id,class,image\na,,i.png\n", [], "a: expected a value in the column 'class'"),
-     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.caption", "absent"], "a: expected a value in the col"),
-     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.template", LONG + "{}"], "a: expected "),
+     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.caption", "absent"], "a: expected a value in the"),
      ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.template", LONG + " {}"], "at most 24 tokens"),
      ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.template", "a {b}"], "invert_features.template: ")],
 )  # fmt: skip
@@ -257,8 +257,8 @@ def test_invert_features_refuses_a_bad_table_or_caption(place, text, options, sa
 
 
 def test_stages_name_what_the_stage_before_has_not_made(place):
-    for stage, said in [("generate", "data/prompts.csv: "), ("attentioncut", "data/inverted/world/records/manifest.json"),
-                        ("evaluate", "data/inverted/world/records/manifest.json"), ("score", "soft/s1-00000.png"),
+    for stage, said in [("generate", "data/prompts.csv: "), ("attentioncut", "inverted/world/records/manifest.json"),
+                        ("evaluate", "inverted/world/records/manifest.json"), ("score", "soft/s1-00000.png"),
                         ("check_model", "data/generated/set/index.csv")]:  # fmt: skip
         assert_refused(run_stage(stage, cwd=place), said, absent=place / "metrics")
 
@@ -278,7 +278,8 @@ def test_tau_without_a_boundary_falls_back_and_is_counted(place, done):
 
 
 def test_a_table_is_made_of_rows_that_share_one_image_set(place, done):
-    shutil.copytree(ROOT / "tables/diffusionseg-tab6", place / "table", ignore=shutil.ignore_patterns("rows", "result*"))
+    (place / "table").mkdir()
+    shutil.copy(ROOT / "tables/diffusionseg-tab6/published.yaml", place / "table")
     for row, flag in (("1", "--no-attentioncut.use_refined"), ("6", "--attentioncut.use_refined")):
         steps = [("attentioncut", "--records", done / "data/inverted/world/records", "--out", f"masks/{row}", flag),
                  ("score", "--masks", f"masks/{row}", "--metrics", f"table/rows/{row}.json")]  # fmt: skip

@@ -70,7 +70,8 @@ def table_csv(items: Sequence[Item]) -> str:
     """The text of index.csv; columns that no row fills are left out."""
     frame = pd.DataFrame([asdict(item) for item in items])
     frame = frame.rename(columns={"cls": "class"})
-    return frame[[c for c in frame.columns if c in REQUIRED or (frame[c] != "").any()]].to_csv(index=False, lineterminator="\n")
+    frame = frame[[c for c in frame.columns if c in REQUIRED or (frame[c] != "").any()]]
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 def item_rng(seed: int, sample_id: str) -> np.random.Generator:
@@ -144,5 +145,5 @@ def _open(path: str | Path) -> Image.Image:
 
 
 def _values(image: Image.Image) -> np.ndarray:
-    """The numbers of an image as they are stored, (H, W[, channels]); 16 bits as int32, a palette's indices as uint8."""
+    """An image's numbers as they are stored, (H, W[, channels]); 16 bits as int32, a palette's indices as uint8."""
     return np.asarray(image).astype(np.int32) if image.mode.startswith("I") else np.asarray(image)

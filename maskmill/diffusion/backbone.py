@@ -109,7 +109,7 @@ def check_complete(pipe: DiffusionPipeline, folder: Path, parts: list[str]) -> N
         found, wanted = (sum(not name.endswith("position_ids") for name in names)
                          for names in (tensor_names(folder / part), getattr(pipe, part).state_dict()))  # fmt: skip
         if found < wanted:
-            raise UserError(f"{folder / part}: expected weights of {wanted} tensors, found {found}; save or download it anew")
+            raise UserError(f"{folder / part}: expected weights of {wanted} tensors, found {found}; get them anew")
 
 
 def offline() -> bool:
@@ -150,7 +150,7 @@ class Backbone:
             )
         except Exception as error:  # a broken folder makes diffusers and transformers raise errors of any kind
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            mend = "save or download the folder anew" if local.is_dir() else (
+            mend = "save or download it anew" if local.is_dir() else (
                 "give a local diffusers folder, or download it first: "
                 f"hf download {model_id} --local-dir models/{local.name}, then set model.id to models/{local.name}"
             )  # fmt: skip
@@ -166,7 +166,8 @@ class Backbone:
         self.abar = self.scheduler.alphas_cumprod.to(torch.float64)
         self.prediction = self.scheduler.config.prediction_type
         if self.prediction not in ("epsilon", "v_prediction"):
-            raise UserError(f"model.id {model_id}: prediction_type '{self.prediction}' is neither epsilon nor v_prediction")
+            kind = self.prediction
+            raise UserError(f"model.id {model_id}: expected prediction_type epsilon or v_prediction, got '{kind}'")
 
     @property
     def scale(self) -> int:

@@ -1,4 +1,4 @@
-"""Diffusion features F^l (DiffusionSeg, Eq. 8): outputs of the transformer blocks, averaged over the steps of a pass."""
+"""Diffusion features F^l (DiffusionSeg, Eq. 8): outputs of the transformer blocks, averaged over a pass's steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two journeys through the diffusion model that leave an attention record: generation, and inversion of an image."""
+"""The two journeys through the diffusion model that leave an attention record: generation and inversion."""
 
 from __future__ import annotations
 

@@ -87,10 +87,12 @@ def train_clip(shop: Workshop) -> tuple[CLIP, dict, Curve]:
     """-> the miniature's CLIP, its open_clip configuration, the curve."""
     p = shop.p.clip
     torch.manual_seed(shop.seed + 1)
-    config = clip.config(p.width, p.layers, p.patch, p.embed_dim, shop.world.size, len(shop.words), shop.p.unet.context)
+    config = clip.config(p.width, p.layers, p.embed_dim, shop.world.size, len(shop.words), shop.p.unet.context)
+    telling = torch.from_numpy(clip.most_telling(shop.data.captions))[:, :, None].expand(-1, -1, shop.tokens.shape[2])
+    tokens = shop.tokens.gather(1, telling).to(shop.device)
     model = clip.build(config)
     curve = train(
-        "clip", model, lambda m, s: clip.loss(m, s, shop.data.images, shop.tokens.to(shop.device), p.batch, shop.seed),
+        "clip", model, lambda m, s: clip.loss(m, s, shop.data.images, tokens, p.batch, shop.seed),
         _schedule(p), shop.scratch / f"clip-{_key(shop.key, shop.seed, _stable(p), shop.p.precision)}.pt",
         shop.device, shop.half,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Score the predictions of a whole image set, draw by draw: what stays apart per seed is summarised as mean and spread."""
+"""Score the predictions of a whole image set, draw by draw, so that mean and spread over the draws can be told."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def saved_prediction(masks: Path, item: Item) -> Prediction:
 def truth_of(folder: Path, item: Item) -> np.ndarray:
     """The ground-truth mask of an image, (H, W) bool."""
     if not item.mask:
-        raise UserError(f"{folder}/index.csv: {item.sample_id}: expected a ground-truth mask to score against, got none")
+        raise UserError(f"{folder}/index.csv: {item.sample_id}: expected a ground-truth mask, got none")
     return read_mask(folder / item.mask)
 
 
