@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import zlib
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from maskmill import params, store
-from maskmill.datasets.table import read_image, read_mask, read_table
+from maskmill.datasets.table import item_rng, read_image, read_mask, read_table
 from maskmill.masks.attentioncut import CutParams, attention_cut
 
 GRID = {
@@ -44,7 +43,7 @@ def mean_iou(setting: dict, images: Path, records: Path, base: dict) -> float:
     layers = {int(r): n for r, n in shards.meta["self_layers"].items()}
     scores = []
     for item in read_table(images):
-        rng = np.random.default_rng([0, zlib.crc32(item.sample_id.encode())])
+        rng = item_rng(0, item.sample_id)
         mask = attention_cut(shards.read(item.sample_id), read_image(images / item.image), cut, rng, layers).mask
         truth = read_mask(images / item.mask)
         scores.append((mask & truth).sum() / max(1, (mask | truth).sum()))

@@ -224,6 +224,15 @@ def test_a_finished_run_is_only_read(tmp_path):
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
 
 
+@pytest.mark.parametrize(("first", "then"), [(60, 40), (40, 60)])
+def test_a_checkpoint_that_another_schedule_would_not_pass_is_not_used(tmp_path, first, then):
+    launched.regression(tmp_path / "c.pt", steps=first)  # ends after its decay
+    fresh, curve = launched.regression(tmp_path / "fresh.pt", steps=then)
+    after, same_curve = launched.regression(tmp_path / "c.pt", steps=then)
+    assert same_curve == curve
+    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in after.state_dict().items())
+
+
 def test_a_run_that_stopped_before_its_decay_can_be_made_longer(tmp_path, monkeypatch):
     def until(model: nn.Module, step: int) -> torch.Tensor:
         if step == 30:  # of 40, whose last 8 steps decay

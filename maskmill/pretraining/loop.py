@@ -38,10 +38,15 @@ class Schedule:
     decay_share: float = 0.2
     ema: float = 0.999
 
+    @property
+    def decay_from(self) -> int:
+        """The first step of the decay."""
+        return int(self.steps * (1 - self.decay_share))
+
     def rate(self, step: int) -> float:
-        decay_from = int(self.steps * (1 - self.decay_share))
-        if step >= decay_from:
-            return self.lr * (self.steps - step) / max(1, self.steps - decay_from)
+        """Learning rate of a step, 0 <= step < steps."""
+        if step >= self.decay_from:
+            return self.lr * (self.steps - step) / max(1, self.steps - self.decay_from)
         return self.lr * min(1.0, (step + 1) / self.warmup)
 
 
@@ -59,7 +64,10 @@ def share() -> slice:
 def join_launcher() -> bool:
     """Join the processes that ``torchrun`` or ``accelerate launch`` started. -> whether this one writes the files."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        on_gpu = torch.cuda.is_available() and os.environ.get("MASKMILL_DEVICE", "cuda").startswith("cuda")
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if on_gpu else "gloo")
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -111,8 +119,8 @@ def train(
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=0.01)
     start, curve, recent = 0, [], []
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    state = _usable(checkpoint, schedule, device)
+    if state is not None:
         model.load_state_dict(state["model"])
         average, start, curve, recent = state["average"], state["step"], state["curve"], state["recent"]
         optimiser.load_state_dict(state["optimiser"])
@@ -144,10 +152,10 @@ def train(
             recent = []
             bar.set_postfix(loss=f"{curve[-1][1]:.4f}", refresh=False)
         if writes and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-            _save(checkpoint, model, average, optimiser, step + 1, curve, recent)
+            _save(checkpoint, model, average, optimiser, schedule, step + 1, curve, recent)
             saved_at = time.monotonic()
     if writes:
-        _save(checkpoint, model, average, optimiser, max(start, schedule.steps), curve, recent)
+        _save(checkpoint, model, average, optimiser, schedule, schedule.steps, curve, recent)
     model.load_state_dict(average)
     model.eval()
     return curve
@@ -168,9 +176,19 @@ def _update_average(average: dict[str, torch.Tensor], model: nn.Module, keep: fl
     torch._foreach_lerp_([average[k] for k in floats], [state[k] for k in floats], 1 - keep)
 
 
-def _save(path: Path, model, average, optimiser, step: int, curve: list, recent: list) -> None:
-    state = {"model": model.state_dict(), "average": average, "optimiser": optimiser.state_dict(),
-             "step": step, "curve": curve, "recent": recent}  # fmt: skip
+def _usable(path: Path, schedule: Schedule, device: torch.device) -> dict | None:
+    """The checkpoint at ``path`` if this schedule, undisturbed, would have passed through it."""
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location=device, weights_only=True)
+    written_by = (state["steps"], state["decay_from"])
+    same = written_by == (schedule.steps, schedule.decay_from)
+    return state if same or state["step"] <= min(schedule.decay_from, state["decay_from"]) else None
+
+
+def _save(path: Path, model, average, optimiser, schedule: Schedule, step: int, curve: list, recent: list) -> None:
+    state = {"model": model.state_dict(), "average": average, "optimiser": optimiser.state_dict(), "step": step,
+             "steps": schedule.steps, "decay_from": schedule.decay_from, "curve": curve, "recent": recent}  # fmt: skip
     aside = path.with_suffix(".part")
     torch.save(state, aside)
     os.replace(aside, path)

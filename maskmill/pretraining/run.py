@@ -14,6 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from open_clip.model import CLIP
 from transformers import CLIPTokenizer
 
+from maskmill import world as scenes
 from maskmill.params import Pretrain, World
 from maskmill.pretraining import clip, corpus, tokenizer, unet, vae
 from maskmill.pretraining.loop import Curve, Schedule, one_at_a_time, train
@@ -55,7 +56,8 @@ class Workshop:
 
 def open_workshop(p: Pretrain, world: World, seed: int, scratch: Path, device: torch.device) -> Workshop:
     """Render the corpus and learn the vocabulary, or read both from ``scratch``."""
-    key = _key(p.scenes, world.size, world.two_objects)
+    sources = [Path(file).read_text() for file in (scenes.__file__, corpus.__file__)]  # another world, another corpus
+    key = _key(p.scenes, world.size, world.two_objects, sources)
     with one_at_a_time():
         data = corpus.build(p.scenes, world.size, world.two_objects, scratch / f"corpus-{key}")
         texts = (caption for scene in data.captions for caption in scene)
@@ -116,7 +118,7 @@ def train_unet(
     abar = unet.scheduler().alphas_cumprod.to(shop.device)
     empty = _tokenize(shop.words, [[""]])[0, 0].long()
     scaled = latents * autoencoder.config.scaling_factor
-    name = f"unet-{_key(shop.key, shop.seed, _stable(shop.p.vae), shop.p.vae.steps, _stable(p), shop.p.precision)}"
+    name = f"unet-{_key(shop.key, shop.seed, asdict(shop.p.vae), _stable(p), shop.p.precision)}"
     curve = train(
         "unet", model,
         lambda m, s: unet.loss(m, s, scaled, shop.tokens, empty, abar, p.batch, shop.seed, (p.t_low, p.t_high),
