@@ -188,7 +188,6 @@ class AttentionCut:
 
 @dataclass(frozen=True)
 class Evaluate:
-    threshold: Share
     grid_rows: Count
 
 

@@ -92,7 +92,8 @@ def main() -> None:
     picture_grid(rows, columns, Path(args.metrics) / "grids/generated.png", "Generated pictures, class by class", 128)
     curves = {p.stem: pd.read_csv(p) for p in sorted(Path(args.curves).glob("*.csv"))}
     loss_curve({n: (c["step"].tolist(), c["loss"].tolist()) for n, c in curves.items()},
-               Path(args.metrics) / "loss/pretrain.png", Path(args.metrics) / "loss/pretrain.csv")  # fmt: skip
+               Path(args.metrics) / "loss/pretrain.png", Path(args.metrics) / "loss/pretrain.csv",
+               "Training loss of the miniature's parts", log=True)  # fmt: skip
     rounded = {k: round(v, 6) for k, v in sorted(numbers.items())}
     write_atomically(Path(args.metrics) / "mini.json", to_json(rounded))
     print("\n".join(f"{k:34s} {v:.3f}" for k, v in rounded.items()))

@@ -33,14 +33,16 @@ from maskmill.scores.saliency import PROTOCOL
 
 def methods(folder: Path, masks: Path, cut: store.Store, params) -> dict[str, Callable[[Item], Prediction]]:
     """Name -> how that method predicts an image: AttentionCut's files, A_c alone, and three learning-free controls."""
-    p = params.attentioncut
+    only_ac = {"use_cross": True, "use_refined": False, "semantic": False, "spatial": False}  # Table 6, row 1
+    cut_ac = CutParams(**{**vars(params.attentioncut), **only_ac})
 
     def picture(item: Item) -> np.ndarray:
         return read_image(folder / item.image)
 
     def ac(item: Item) -> Prediction:
-        soft = cross_map(cut.read(item.sample_id), picture(item).shape[:2], p.top_k, p.t_max)
-        return soft, soft > params.evaluate.threshold
+        rng = item_rng(params.seed, item.sample_id)
+        found = attention_cut(cut.read(item.sample_id), picture(item), cut_ac, rng)
+        return found.objectness, found.mask
 
     def plain(baseline: baselines.Baseline) -> Prediction:
         return baseline.soft, baseline.mask

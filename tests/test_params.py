@@ -129,8 +129,8 @@ def test_file_level_mistakes(tmp_path):
     assert "expected a section with keys, got nothing" in message(path)
     path.write_text("- 1\n")
     assert "expected a section with keys, got [1]" in message(path)
-    path.write_text(COMMITTED.read_text().replace("evaluate:\n", "evaluate:\n  threshold: 0.25\n"))
-    assert "evaluate.threshold: expected each key once" in message(path)
+    path.write_text(COMMITTED.read_text().replace("evaluate:\n", "evaluate:\n  grid_rows: 4\n"))
+    assert "evaluate.grid_rows: expected each key once" in message(path)
 
 
 def test_overrides_change_only_what_they_name():
