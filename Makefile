@@ -10,7 +10,7 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 repro: .venv/installed
 	$(IN_VENV) python -m dvc repro
-	@$(IN_VENV) python -m dvc metrics show
+	@$(IN_VENV) python -m json.tool metrics/summary.json
 	@echo "pictures: metrics/grids/*.png   curves: metrics/plots/*.png   all in one page: dvc plots show"
 
 test: .venv/installed

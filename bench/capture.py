@@ -215,16 +215,16 @@ def matrix_rate(device: str, dtype: torch.dtype, threads: int) -> float:
 
 
 def median_ratio(values: Sequence[float], plain: Sequence[float]) -> float:
-    return statistics.median(value / reference for value, reference in zip(values, plain))
+    return statistics.median(value / reference for value, reference in zip(values, plain, strict=False))
 
 
 def report(times: dict[str, list[tuple[float, float]]], memory: dict[str, int], flops: int, rate: float) -> None:
     print(f"plain step {flops / 1e12:.3f} TFLOP; matrix rate {rate / 1e12:.3f} TFLOP/s")
     heads = ("", "median s", "x plain", "min s", "x plain", "cpu s", "x plain", "GB + weights", "x plain", "of rate")
-    print("".join(f"{head:>{width}}" for head, width in zip(heads, (13, 10, 9, 9, 9, 9, 9, 14, 9, 9))))
-    plain_wall, plain_cpu = zip(*times["plain"])
+    print("".join(f"{head:>{width}}" for head, width in zip(heads, (13, 10, 9, 9, 9, 9, 9, 14, 9, 9), strict=False)))
+    plain_wall, plain_cpu = zip(*times["plain"], strict=False)
     for name, pairs in times.items():
-        wall, cpu = zip(*pairs)
+        wall, cpu = zip(*pairs, strict=False)
         median, best = statistics.median(wall), min(wall)
         print(
             f"{name:>13}{median:10.4f}{median_ratio(wall, plain_wall):9.3f}{best:9.4f}{best / min(plain_wall):9.3f}"

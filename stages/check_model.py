@@ -2,7 +2,7 @@
 
 Inputs:   data/mini, its loss curves, scenes of its own, the generated set
 Outputs:  metrics/mini.json: VAE fidelity, its CLIP on held-out scenes, how often a generated picture shows its class;
-          metrics/grids/generated.png: pictures of every class; metrics/loss/pretrain.png: the loss curves
+          metrics/grids/mini.png: pictures of every class; metrics/loss/pretrain.png: the loss curves
 Command:  python stages/check_model.py
 Time:     about 10 seconds
 Expect:   vae.psnr at least 26 dB, clip.one_object at least .95, generated.recognised at least .80 for every class
@@ -89,7 +89,7 @@ def main() -> None:
     numbers |= {f"mini.generated.{key}": value for key, value in recognised(clip, items, folder).items()}
     rows = class_rows(items, folder)
     columns = tuple(Column(str(k), f"{k + 1}", "image") for k in range(max(len(r.panels) for r in rows)))
-    picture_grid(rows, columns, Path(args.metrics) / "grids/generated.png", "Generated pictures, class by class", 128)
+    picture_grid(rows, columns, Path(args.metrics) / "grids/mini.png", "Generated pictures, class by class", 128)
     curves = {p.stem: pd.read_csv(p) for p in sorted(Path(args.curves).glob("*.csv"))}
     loss_curve({n: (c["step"].tolist(), c["loss"].tolist()) for n, c in curves.items()},
                Path(args.metrics) / "loss/pretrain.png", Path(args.metrics) / "loss/pretrain.csv",

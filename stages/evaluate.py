@@ -1,8 +1,8 @@
-"""Score the masks of the held-out scenes, with the controls that need no learning, and draw what people look at.
+"""Score the masks of the held-out scenes beside the controls that need no learning.
 
 Inputs:   the image set, its attention records under the right word and under an absent one, its masks
 Outputs:  metrics/summary.json (headline numbers, mean and spread over the draws), metrics/evaluate.json (everything,
-          with protocols), metrics/plots (curves as CSV and PNG), metrics/grids (pictures)
+          with protocols), metrics/plots (curves as CSV and PNG)
 Command:  python stages/evaluate.py
 Time:     about 20 seconds for 600 scenes
 Expect:   attentioncut above colour + cut, the wrong word's AUROC well below the right word's
@@ -11,7 +11,6 @@ Expect:   attentioncut above colour + cut, the wrong word's AUROC well below the
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from maskmill.datasets.table import Item, item_rng, read_image, read_labels, rea
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks import baselines
 from maskmill.masks.attentioncut import CutParams, attention_cut, cross_map
-from maskmill.report.grids import Row, picture_grid
 from maskmill.report.plots import iou_distribution, pr_curves
 from maskmill.report.summary import to_json
 from maskmill.scores import controls
@@ -79,29 +77,10 @@ def raw_map_controls(items: list[Item], folder: Path, right: store.Store, wrong:
     return out
 
 
-def grid_rows(items: list[Item], folder: Path, masks: Path, cut: store.Store, params, count: int) -> list[Row]:
-    """The first picture of each class, then the second ...: neither the best nor the worst are chosen."""
-    nth, turns = Counter(), []
-    for item in items:
-        turns.append((nth[item.cls], item.cls, item))
-        nth[item.cls] += 1
-    layers = {int(side): layers for side, layers in cut.meta["self_layers"].items()}
-    rows = []
-    for _, _, item in sorted(turns, key=lambda turn: turn[:2])[:count]:
-        image, truth = read_image(folder / item.image), truth_of(folder, item)
-        found = attention_cut(cut.read(item.sample_id), image, CutParams(**vars(params.attentioncut)),
-                              item_rng(params.seed, item.sample_id), layers)  # fmt: skip
-        soft, mask = saved_prediction(masks, item)
-        score = (mask & truth).sum() / max(1, (mask | truth).sum())
-        panels = {"ac": found.cross, "r": found.refined, "objectness": soft / 255.0, "cut": mask, "truth": truth}
-        rows.append(Row(image, panels, f"a photo of a {item.cls}", item.cls, {"cut": f"IoU {score:.2f}"}))
-    return rows
-
-
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
-        __doc__, ("seed", "attentioncut", "evaluate"),
+        __doc__, ("seed", "attentioncut"),
         {"images": "data/world", "records": "data/inverted/world/records",
          "wrong": "data/inverted/world_wrong_word/records", "masks": "data/masks/world",
          "metrics": "metrics", "name": "world"},
@@ -129,8 +108,6 @@ def main() -> None:
               f"{args.name}: precision and recall, {len(items)} images")  # fmt: skip
     iou_distribution({n: s.per_image()["iou"].tolist() for n, s in every.items()}, metrics / "plots/iou.png",
                      metrics / "plots/iou.csv", f"{args.name}: IoU per image, {len(items)} images")  # fmt: skip
-    rows = grid_rows(items, folder, masks, right, params, params.evaluate.grid_rows)
-    picture_grid(rows, path=metrics / f"grids/{args.name}.png", title="AttentionCut on held-out scenes, no training")
     detail = {
         "data": args.name, "images": len(items), "draws": seeds, "protocol": {**PROTOCOL, **controls.PROTOCOL},
         "per_draw": dict(zip(seeds, runs, strict=True)),

@@ -28,7 +28,7 @@ class Finished:
 def run_stage(
     name: str, *argv: object, cwd: Path, env: dict[str, str] | None = None, kill_after: str = ""
 ) -> Finished:
-    """Run ``stages/<name>.py`` in the folder ``cwd``. ``kill_after`` names a method of ``ShardWriter``: the process gets
+    """Run ``stages/<name>.py`` in the folder ``cwd``. ``kill_after`` names a ``ShardWriter`` method: the process gets
     SIGKILL when that has returned for the first time."""
     os.environ.update(ENVIRONMENT)  # the server takes them over when it starts
     context = multiprocessing.get_context("forkserver")

@@ -148,7 +148,7 @@ def slow_record(calls, times, rows, words, bins, m=32, g=16) -> list[dict[str, n
         if "attn2" in name:
             maps = [torch.einsum("bhnt,bt->bn", x, words) / x.shape[1] * words.shape[1] for x in matrices]
             zero = torch.zeros_like(maps[0])
-            per_bin = [[x for x, b in zip(maps, bin_of) if b == i] for i in range(bins)]
+            per_bin = [[x for x, b in zip(maps, bin_of, strict=False) if b == i] for i in range(bins)]
             mean = torch.stack([torch.stack(x).mean(0) if x else zero for x in per_bin], 1)  # (B, bins, N)
             cross.setdefault(r, []).append(mean.unflatten(2, (r, r)))
         else:
@@ -171,7 +171,7 @@ def run(unet, inputs: dict, times, words, capture: AttentionCapture | None = Non
 
 def assert_same(records, expected, rtol=1e-3, atol=1e-3) -> None:
     assert len(records) == len(expected)
-    for record, reference in zip(records, expected):
+    for record, reference in zip(records, expected, strict=False):
         assert set(record) == set(reference)
         for key in reference:
             assert record[key].shape == reference[key].shape, key
@@ -207,7 +207,7 @@ def test_every_layer_equals_materialised_softmax(architecture, guidance, monkeyp
     assert {name for name, _ in capture.layers} == set(reference.calls)
     sharpest = 0.0
     assert len(seen) == len(capture.layers)
-    for (name, _), values in zip(capture.layers, seen):
+    for (name, _), values in zip(capture.layers, seen, strict=False):
         matrix = reference.calls[name][0][rows]  # (B, heads, N, T) float64
         sharpest = max(sharpest, float(matrix.max() * matrix.shape[-1]))
         if "attn2" in name:

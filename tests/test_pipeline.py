@@ -366,4 +366,6 @@ def test_a_whole_run_twice_and_after_a_change(tmp_path, tiny_model):
     changed = clone.folder / "params.yaml"
     text = changed.read_text(encoding="utf-8")
     changed.write_text(profiles.patch(text, {"attentioncut.lambda": 0.4321}), encoding="utf-8")
-    assert sorted(ran(clone.dvc("repro", "--dry"))) == ["attentioncut@generated", "attentioncut@world", "evaluate"]
+    assert sorted(ran(clone.dvc("repro", "--dry"))) == [
+        "attentioncut@generated", "attentioncut@world", "draw@generated", "draw@world", "evaluate"
+    ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskmill.errors import UserError
-from maskmill.report.summary import merge_summary, read_summary, rounded, write_atomic
+from maskmill.report.summary import merge_summary, read_summary, rounded
 
 
 def test_merging_keeps_the_rest_and_the_order_of_stages_does_not_matter(tmp_path):
@@ -54,12 +54,3 @@ def test_rounding_reaches_into_structures():
     assert str(rounded(-1e-9)) == "0.0"
     with pytest.raises(UserError):
         rounded([float("nan")])
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "f"
-    write_atomic(path, "old")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
-    with pytest.raises(OSError):
-        write_atomic(path, "new")
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["f"]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from maskmill.errors import UserError
-from maskmill.report.summary import write_atomic
+from maskmill.store import write_atomically
 
 INK, SOFT_INK, FAINT = (34, 39, 46), (112, 121, 131), (238, 240, 243)
 MASK_TINT = (255, 92, 40)  # orange: rare as a main colour of scenes, and bright on grey
@@ -239,7 +239,7 @@ def picture_grid(
     if path is not None:
         buffer = io.BytesIO()
         canvas.save(buffer, "PNG", optimize=True)
-        write_atomic(path, buffer.getvalue())
+        write_atomically(path, buffer.getvalue())
     return canvas
 
 

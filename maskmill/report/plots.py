@@ -20,7 +20,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from maskmill.errors import UserError
 from maskmill.report.claims import show
-from maskmill.report.summary import to_json, write_atomic
+from maskmill.report.summary import to_json
+from maskmill.store import write_atomically
 
 # Eight hues that stay apart for colour-blind readers and in print.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#6b6b6b")
@@ -50,17 +51,17 @@ def save_png(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, whole or not at all, without any metadata."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomic(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def save_table(frame: pd.DataFrame, path: str | Path) -> None:
     """Write a table for ``dvc plots``: ``.csv``, or ``.json`` as a list of records; six decimals."""
     path = Path(path)
     if path.suffix == ".csv":
-        write_atomic(path, frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+        write_atomically(path, frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     elif path.suffix == ".json":
         plain = frame.astype(object).where(frame.notna(), None)
-        write_atomic(path, to_json(plain.to_dict("records")))
+        write_atomically(path, to_json(plain.to_dict("records")))
     else:
         raise UserError(f"{path}: expected a name that ends in .csv or .json")
 

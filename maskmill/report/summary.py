@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from maskmill.errors import UserError
+from maskmill.store import write_atomically
 
 DECIMALS = 6
-
-
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Write a whole file or none of it: written aside in the same folder, flushed to disk, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def rounded(value: object, decimals: int = DECIMALS) -> object:
@@ -87,5 +72,5 @@ def merge_summary(path: str | Path, numbers: Mapping[str, float], replace_prefix
         merged = {k: v for k, v in merged.items() if k != replace_prefix and not k.startswith(f"{replace_prefix}.")}
     merged |= {key: _number("summary", key, value) for key, value in numbers.items()}
     merged = rounded(dict(sorted(merged.items())))
-    write_atomic(path, to_json(merged))
+    write_atomically(path, to_json(merged))
     return merged

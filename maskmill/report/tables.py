@@ -18,7 +18,8 @@ import yaml
 
 from maskmill.errors import UserError
 from maskmill.report.claims import CANNOT, FAILS, HOLDS, KINDS, Outcome, Source, direction, evaluate, show
-from maskmill.report.summary import rounded, to_json, write_atomic
+from maskmill.report.summary import rounded, to_json
+from maskmill.store import write_atomically
 
 UNITS = ("fraction", "percent", "raw")
 _TABLE_KEYS = {"table": str, "caption": str, "metrics": list, "datasets": list, "rows": list, "protocol": str,
@@ -275,8 +276,8 @@ def _what(row: dict) -> str:
 
 def write_result(result: dict, folder: str | Path) -> None:
     """Write ``result.md`` and ``result.json`` of a comparison into a folder, each whole or not at all."""
-    write_atomic(Path(folder, "result.json"), to_json(result))
-    write_atomic(Path(folder, "result.md"), render(result))
+    write_atomically(Path(folder, "result.json"), to_json(result))
+    write_atomically(Path(folder, "result.md"), render(result))
 
 
 def first_line(result: dict) -> str:
