@@ -64,7 +64,7 @@ def test_sections_are_frozen():
     [
         ("attentioncut.tua", 0.1, ["attentioncut.tua", "unknown key", "did you mean tau?"]),
         ("sead", 0, ["sead", "unknown key", "did you mean seed?"]),
-        ("evaluate.qqq", 1, ["evaluate.qqq", "expected one of threshold, grid_rows"]),
+        ("evaluate.qqq", 1, ["evaluate.qqq", "expected one of grid_rows"]),
         ("attentioncut.tau", DROP, ["attentioncut.tau", "missing key", "expected a number from 0 to 1"]),
         ("attentioncut.lambda", DROP, ["attentioncut.lambda", "missing key"]),
         ("model", DROP, ["model", "missing key", "expected a section"]),
