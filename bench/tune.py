@@ -40,7 +40,7 @@ GRID = {
 def mean_iou(setting: dict, images: Path, records: Path, base: dict) -> float:
     """Mean IoU of one setting over all images that have a record."""
     shards, cut = store.Store(records), CutParams(**{**base, **setting})
-    layers = {int(r): n for r, n in shards.meta["self_layers"].items()}
+    layers = shards.meta["self_layers"]
     scores = []
     for item in read_table(images):
         rng = item_rng(0, item.sample_id)

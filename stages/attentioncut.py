@@ -31,7 +31,7 @@ FLAGS = ("no_boundary", "constant_map", "empty", "full")
 def cut_chunk(records: Path, ids: list[str], images: list[Path], params: CutParams, seed: int, out: Path) -> list[dict]:
     """Cut some pictures and write their files; -> their rows of index.csv."""
     shards = store.Store(records)
-    layers = {int(side): count for side, count in shards.meta["self_layers"].items()}
+    layers = shards.meta["self_layers"]
     rows = []
     for id, path in zip(ids, images, strict=True):
         cut = attention_cut(shards.read(id), read_image(path), params, item_rng(seed, id), layers)

@@ -20,6 +20,7 @@ from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, wr
 from maskmill.datasets.table import Item, read_image, read_table
 from maskmill.diffusion.backbone import Backbone
 from maskmill.errors import exit_cleanly
+from maskmill.pretraining import vae
 from maskmill.report.grids import Column, Row, picture_grid
 from maskmill.report.plots import loss_curve
 from maskmill.report.summary import to_json
@@ -28,16 +29,6 @@ from maskmill.zeroshot import ZeroShot
 SCENES = 400
 COLUMNS = 8  # pictures of a class in the grid
 FIRST_SEED = 5_000_000  # scenes that neither the training nor the held-out draws use
-
-
-def vae_psnr(backbone: Backbone, images: list[np.ndarray]) -> float:
-    """Mean PSNR in dB of encode-decode, outputs rounded to 8 bits."""
-    values = []
-    for image in progress(images, "vae", unit="image"):
-        back = backbone.decode(backbone.encode_images(image[None]))[0]
-        error = np.mean((back.astype(float) - image) ** 2)
-        values.append(10 * np.log10(255**2 / max(error, 1e-9)))
-    return float(np.mean(values))
 
 
 def clip_accuracy(clip: ZeroShot, scenes: list[world.Scene]) -> float:
@@ -82,7 +73,7 @@ def main() -> None:
     pairs = [world.render(FIRST_SEED + i, params.world.size, 1.0) for i in range(SCENES)]
     backbone = Backbone(m.id, m.revision, m.dtype, settings.device)
     numbers = {
-        "mini.vae.psnr": vae_psnr(backbone, [s.image for s in pairs[:200]]),
+        "mini.vae.psnr": vae.psnr(backbone.vae, np.stack([s.image for s in pairs[:200]])),
         "mini.clip.one_object": clip_accuracy(clip, alone),
         "mini.clip.two_objects": clip_accuracy(clip, pairs),
     }

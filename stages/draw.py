@@ -32,10 +32,9 @@ def in_turns(items: list[Item], count: int) -> list[Item]:
 
 def row_of(item: Item, folder: Path, masks: Path, records: store.Store, params) -> Row:
     """One picture's panels; its maps are computed again from the record, its mask is the one on disk."""
-    layers = {int(side): count for side, count in records.meta["self_layers"].items()}
     image = read_image(folder / item.image)
     found = attention_cut(records.read(item.sample_id), image, CutParams(**vars(params.attentioncut)),
-                          item_rng(params.seed, item.sample_id), layers)  # fmt: skip
+                          item_rng(params.seed, item.sample_id), records.meta["self_layers"])  # fmt: skip
     soft, mask = saved_prediction(masks, item)
     panels = {"ac": found.cross, "r": found.refined, "objectness": soft / 255.0, "cut": mask}
     texts = {}

@@ -23,7 +23,7 @@ from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks import baselines
 from maskmill.masks.attentioncut import CutParams, attention_cut, cross_map
 from maskmill.report.plots import iou_distribution, pr_curves
-from maskmill.report.summary import to_json
+from maskmill.report.summary import merge_summary, to_json
 from maskmill.scores import controls
 from maskmill.scores.runs import Prediction, Run, pooled, saved_prediction, score_set, truth_of
 from maskmill.scores.saliency import PROTOCOL
@@ -116,7 +116,7 @@ def main() -> None:
                     for n, s in every.items()},
     }  # fmt: skip
     write_atomically(metrics / "evaluate.json", to_json(detail))
-    write_atomically(metrics / "summary.json", to_json({k: round(v, 6) for k, v in sorted(summary.items())}))
+    merge_summary(metrics / "summary.json", summary, replace_prefix=args.name)
     for key in ("attentioncut.iou", "ac.auroc", "colourcut.iou", "wrong_word.auroc", "own_object_rate"):
         print(f"{args.name}.{key:18s} {summary[f'{args.name}.{key}']:.3f}")
 
