@@ -135,6 +135,7 @@ class Prompts:
     file: str
     colour_share: Share
     place_share: Share
+    second_share: Share
     llm: str
     llm_revision: str
     per_class: Count
@@ -152,12 +153,14 @@ class Generate:
     bins: Count
     columns_rows: Count
     anchors: Count
+    features: bool
 
 
 @dataclass(frozen=True)
 class InvertFeatures:
     steps: Count
-    caption: Literal["class", "scene", "absent", "none"]
+    prior: Literal["dataset", "clip", "none", "scene", "absent"]
+    labels: str
     template: Annotated[str, Limits(low=2)]
     features: bool
     path: Literal["up", "down"]
@@ -192,6 +195,155 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Test:
+    """Names of image sets under data/: what is segmented and scored."""
+
+    set: Word
+    single: Word
+    train: Word
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Folders of public data sets in the layouts as distributed, see ``maskmill.datasets.benchmarks``."""
+
+    ecssd: str
+    duts_te: str
+    duts_tr: str
+    dut_omron: str
+    cub: str
+    cub_split: str
+    voc07: str
+    voc12: str
+    coco20k: str
+    coco20k_list: str
+    partial: bool
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Numbers of training pairs in the papers' tables; published: 1,000, 5,000, 10,000, and 1,000 to 100,000."""
+
+    few: Count
+    half: Count
+    many: Count
+    sweep: Counts
+    encoder: Word
+    end_to_end_steps: Count
+
+
+@dataclass(frozen=True)
+class Postprocess:
+    """Off by default; ``maskmill.masks.refine`` says what they do."""
+
+    bilateral: bool
+    sigma_xy: Positive
+    sigma_luma: Positive
+    sigma_chroma: Positive
+    smoothness: Weight
+    largest: bool
+    fill: bool
+
+
+@dataclass(frozen=True)
+class ExtractFeatures:
+    """A frozen network beside the diffusion model, and what is taken of it; see ``maskmill.segmenters.extractors``."""
+
+    family: Literal["clip", "dino", "mae", "moco"]
+    id: Word
+    revision: str
+    facet: Literal["token", "key", "query", "value"]
+    layers: Annotated[tuple[int, ...], Limits(low=1)]
+    size: Count
+
+
+@dataclass(frozen=True)
+class RivalKMeans:
+    size: Annotated[int, Limits(0, 64)]
+    scale: Literal["l2", "centred", "standard"]
+    components: Whole
+    colour: Weight
+    position: Weight
+    attention: Weight
+    clusters: Annotated[int, Limits(low=2)]
+    keep: Share
+
+
+@dataclass(frozen=True)
+class RivalNcut:
+    size: Annotated[int, Limits(0, 64)]
+    scale: Literal["l2", "centred", "standard"]
+    colour: Weight
+    position: Weight
+    attention: Weight
+    tau: Annotated[float, Limits(-1, 1)]
+    eps: Annotated[float, Limits(above=0, high=1)]
+    segments: Annotated[int, Limits(low=2)]
+    keep: Share
+
+
+@dataclass(frozen=True)
+class RivalCrf:
+    size: Annotated[int, Limits(0, 64)]
+    scale: Literal["l2", "centred", "standard"]
+    components: Whole
+    colour: Weight
+    sigma_xy: Positive
+    sigma_features: Positive
+    sigma_smooth: Positive
+    weight_features: Weight
+    weight_smooth: Weight
+    midpoint: Annotated[float, Limits(0, 0.999)]
+    eps: Annotated[float, Limits(above=0, high=0.499)]
+    iterations: Whole
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Other methods on the same features and A_c; ``maskmill.masks.rivals`` says what their parameters do."""
+
+    method: Literal["kmeans", "ncut", "crf"]
+    kmeans: RivalKMeans
+    ncut: RivalNcut
+    crf: RivalCrf
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How sets of masks are compared; ``maskmill.scores.geometry`` says what is measured."""
+
+    tolerance: Positive
+    pairs: Count
+    polygons: Count
+
+
+@dataclass(frozen=True)
+class TrainDecoder:
+    """See ``maskmill.training.Recipe`` and ``maskmill.segmenters.models.build``."""
+
+    model: Literal["fcn", "unet", "deeplabv3"]
+    pairs: Whole
+    alone: bool
+    validation: Annotated[float, Limits(0, 0.9)]
+    size: Annotated[int, Limits(low=16)]
+    width: Count
+    kernel: Literal[1, 3]
+    upsample: Count
+    encoder: Word
+    encoder_weights: str
+    steps: Count
+    batch: Count
+    accumulate: Count
+    lr: Positive
+    decay_share: Share
+    ema: Annotated[float, Limits(0, 0.99999)]
+    precision: Literal["float32", "float16", "bfloat16"]
+    flip: bool
+    noise: Weight
+    log_every: Count
+
+
+@dataclass(frozen=True)
 class Params:
     """All of params.yaml. A field that ends in ``_`` (``lambda_``) is the key without it."""
 
@@ -204,6 +356,14 @@ class Params:
     invert_features: InvertFeatures
     attentioncut: AttentionCut
     evaluate: Evaluate
+    test: Test
+    benchmarks: Benchmarks
+    postprocess: Postprocess
+    extract_features: ExtractFeatures
+    rivals: Rivals
+    statistics: Statistics
+    train_decoder: TrainDecoder
+    tables: Tables
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

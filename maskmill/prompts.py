@@ -204,16 +204,29 @@ def from_template(cls: str, rng: np.random.Generator) -> str:
     return str(rng.choice(TEMPLATES)).format(article(cls))
 
 
-def from_grammar(cls: str, rng: np.random.Generator, colour_share: float, place_share: float) -> str:
+def from_grammar(
+    cls: str, rng: np.random.Generator, colour_share: float, place_share: float, others: Sequence[str] = ()
+) -> str:
     """``a photo of a red bird on grass in front of brick``, in the words that the miniature was trained on; for a
-    class that its world does not have, ``a picture of a large zebra in a green meadow at sunset``."""
-    return (_world_prompt if cls in world.CLASSES else _everyday_prompt)(cls, rng, colour_share, place_share)
+    class that its world does not have, ``a picture of a large zebra in a green meadow at sunset``. Where there are
+    ``others``, one of them is named beside it: ``a photo of a car and a red bird``."""
+    return (_world_prompt if cls in world.CLASSES else _everyday_prompt)(cls, rng, colour_share, place_share, others)
 
 
-def _world_prompt(cls: str, rng: np.random.Generator, colour_share: float, place_share: float) -> str:
+def _with_company(noun: str, others: Sequence[str], rng: np.random.Generator) -> str:
+    """The noun alone, or beside one of the others, in either order; both with their articles."""
+    if not others:
+        return article(noun)
+    pair = [article(noun), article(str(rng.choice(others)))]
+    return " and ".join(pair[i] for i in rng.permutation(2))
+
+
+def _world_prompt(
+    cls: str, rng: np.random.Generator, colour_share: float, place_share: float, others: Sequence[str]
+) -> str:
     colours = [palette[0] for palette in world.PALETTES[cls]]
     noun = f"{rng.choice(colours)} {cls}" if rng.random() < colour_share else cls
-    text = str(rng.choice(OPENINGS)).format(article(noun))
+    text = str(rng.choice(OPENINGS)).format(_with_company(noun, others, rng))
     if rng.random() < place_share:
         text += f" on {rng.choice(world.LOWER_STUFF)}"
         if rng.random() < 0.4:
@@ -221,9 +234,11 @@ def _world_prompt(cls: str, rng: np.random.Generator, colour_share: float, place
     return text
 
 
-def _everyday_prompt(cls: str, rng: np.random.Generator, colour_share: float, place_share: float) -> str:
+def _everyday_prompt(
+    cls: str, rng: np.random.Generator, colour_share: float, place_share: float, others: Sequence[str]
+) -> str:
     noun = f"{rng.choice(ADJECTIVES)} {cls}" if rng.random() < colour_share else cls
-    text = str(rng.choice(OPENINGS)).format(article(noun))
+    text = str(rng.choice(OPENINGS)).format(_with_company(noun, others, rng))
     if rng.random() < 0.3:
         text += f" {rng.choice(VIEWS)}"
     if rng.random() < place_share:
@@ -364,7 +379,9 @@ def make_rows(
         elif settings.source == "templates":
             prompt = from_template(cls, rng)
         else:
-            prompt = from_grammar(cls, rng, settings.colour_share, settings.place_share)
+            # "house boat" beside "boat" would make the wrong word's tokens the class's
+            others = [c for c in classes if not find_word(c, cls)] if rng.random() < settings.second_share else []
+            prompt = from_grammar(cls, rng, settings.colour_share, settings.place_share, others)
         name = sample_id(index, cls)
         try:
             start, end = word_span(tokenizer, prompt, cls, plural=settings.source == "llm")

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,40 @@ def _shard_note(path: Path) -> dict:
         raise UserError(f"{path}: expected a shard of this program, got: {str(error).splitlines()[0]}") from None
 
 
+@dataclass(frozen=True)
+class ShardFolder:
+    """The unfinished shards of one run: what a worker process needs to write its part. Holds no lock."""
+
+    folder: Path
+    fingerprint: str
+
+    def put(self, shard: int, ids: Sequence[str], samples: Mapping[str, Sample]) -> None:
+        """Write one whole shard; ``samples`` has exactly these ids, each with at least one named array."""
+        if set(samples) != set(ids):
+            odd = sorted(set(samples) ^ set(ids))
+            raise ValueError(f"shard {shard}: expected the ids {ids[0]}..{ids[-1]}, these differ: {odd[:3]}")
+        for id in ids:
+            if not samples[id] or any("/" in name for name in samples[id]):
+                raise ValueError(f"sample {id}: expected named arrays without '/', got {list(samples[id])}")
+        write_atomically(self.folder / _shard_name(shard), _encode(samples, ids, self.fingerprint))
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Keep facts for the manifest that only computing shows; they survive an interruption beside the shards.
+
+        All workers of a run see the same facts, so the first one writes them and it does not matter which that is.
+        """
+        known = self.described()
+        if {**known, **facts} != known:
+            aside = self.folder / f".meta.{os.getpid()}.json"  # of this process: another may write at the same time
+            aside.write_text(canonical_json({**known, **facts}))
+            os.replace(aside, self.folder / "meta.json")
+
+    def described(self) -> dict[str, Any]:
+        """All that ``describe`` was given so far."""
+        path = self.folder / "meta.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
 class ShardWriter:
     """Writes the shards of one run into scratch and assembles them into ``out``; holds the scratch folder's lock.
 
@@ -308,24 +343,18 @@ class ShardWriter:
         except UserError:
             return False
 
+    @property
+    def shard_folder(self) -> ShardFolder:
+        """Where the shards go, for a worker process to write them."""
+        return ShardFolder(self.folder, self.fingerprint)
+
     def put(self, shard: int, samples: Mapping[str, Sample]) -> None:
         """Write one whole shard; ``samples`` has exactly its ids, each with at least one named array."""
-        ids = self.shards[shard]
-        if set(samples) != set(ids):
-            odd = sorted(set(samples) ^ set(ids))
-            raise ValueError(f"shard {shard}: expected the ids {ids[0]}..{ids[-1]}, these differ: {odd[:3]}")
-        for id in ids:
-            if not samples[id] or any("/" in name for name in samples[id]):
-                raise ValueError(f"sample {id}: expected named arrays without '/', got {list(samples[id])}")
-        write_atomically(self.folder / _shard_name(shard), _encode(samples, ids, self.fingerprint))
+        self.shard_folder.put(shard, self.shards[shard], samples)
 
     def describe(self, facts: Mapping[str, Any]) -> None:
-        """Keep facts for the manifest that only computing shows; they survive an interruption beside the shards."""
-        write_atomically(self.folder / "meta.json", canonical_json({**self._described(), **facts}))
-
-    def _described(self) -> dict[str, Any]:
-        path = self.folder / "meta.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """See ``ShardFolder.describe``."""
+        self.shard_folder.describe(facts)
 
     def assemble(self) -> None:
         """Make ``out`` from the finished shards, in one rename, and clear this run's scratch.
@@ -349,7 +378,7 @@ class ShardWriter:
                 "count": len(self.ids),
                 "shard_size": self.shard_size,
                 "shards": {name: (aside / name).stat().st_size for name in names},
-                "meta": {**self.meta, **self._described()},
+                "meta": {**self.meta, **self.shard_folder.described()},
                 "ids": self.ids,
             }
             write_atomically(aside / MANIFEST, json.dumps(json.loads(canonical_json(manifest)), indent=1) + "\n")

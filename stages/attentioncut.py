@@ -2,7 +2,8 @@
 
 Inputs:   an image set (folder with index.csv) and the attention records of its images
 Outputs:  <out>/masks: 8-bit PNG 0/255; <out>/soft: objectness as 8-bit PNG; <out>/index.csv: area, seeds, energy and
-          flags; the number of images that took a fallback goes to --metrics
+          flags; <out>/postprocess.txt: what was done to the masks afterwards; the number of images that took a
+          fallback goes to --metrics
 Command:  python stages/attentioncut.py --images data/world --records data/inverted/world/records --out data/masks/world
 Time:     about 3 seconds for 600 pictures of 64x64
 Expect:   one mask per record; a picture's mask depends on nothing but its record, the parameters and the seed
@@ -22,32 +23,36 @@ from maskmill import store
 from maskmill.cli import die_with_parent, progress, stage_arguments, worker_count, write_atomically
 from maskmill.datasets.table import Item, item_rng, read_image, read_table, save_png
 from maskmill.errors import UserError, exit_cleanly
+from maskmill.masks import refine
 from maskmill.masks.attentioncut import CutParams, attention_cut
+from maskmill.params import Params
 
 CHUNK = 50
 FLAGS = ("no_boundary", "constant_map", "empty", "full")
 
 
-def cut_chunk(records: Path, ids: list[str], images: list[Path], params: CutParams, seed: int, out: Path) -> list[dict]:
+def cut_chunk(records: Path, ids: list[str], images: list[Path], params: Params, out: Path) -> list[dict]:
     """Cut some pictures and write their files; -> their rows of index.csv."""
-    shards = store.Store(records)
+    shards, settings = store.Store(records), CutParams(**vars(params.attentioncut))
     layers = shards.meta["self_layers"]
     rows = []
     for id, path in zip(ids, images, strict=True):
-        cut = attention_cut(shards.read(id), read_image(path), params, item_rng(seed, id), layers)
-        save_png(cut.mask, out / "masks" / f"{id}.png")
-        save_png(np.rint(cut.objectness * 255).astype(np.uint8), out / "soft" / f"{id}.png")
-        rows.append({"sample_id": id, "area": round(float(cut.mask.mean()), 6), "seeds": len(cut.boundary),
+        image = read_image(path)
+        cut = attention_cut(shards.read(id), image, settings, item_rng(params.seed, id), layers)
+        soft, mask = refine.refine(cut.objectness, cut.mask, image, params.postprocess)
+        save_png(mask, out / "masks" / f"{id}.png")
+        save_png(np.rint(soft * 255).astype(np.uint8), out / "soft" / f"{id}.png")
+        rows.append({"sample_id": id, "area": round(float(mask.mean()), 6), "seeds": len(cut.boundary),
                      "energy": round(cut.energy, 4), "flags": " ".join(cut.flags)})  # fmt: skip
     return rows
 
 
-def cut_all(items: list[Item], images: Path, records: Path, params: CutParams, seed: int, out: Path) -> list[dict]:
+def cut_all(items: list[Item], images: Path, records: Path, params: Params, out: Path) -> list[dict]:
     """Cut all pictures with as many processes as there are workers; -> their rows in the order of ``items``."""
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     rows: list[dict] = []
     with ProcessPoolExecutor(worker_count(), initializer=die_with_parent, initargs=(True,)) as pool:
-        jobs = [pool.submit(cut_chunk, records, [i.sample_id for i in c], [images / i.image for i in c], params, seed,
+        jobs = [pool.submit(cut_chunk, records, [i.sample_id for i in c], [images / i.image for i in c], params,
                             out) for c in chunks]  # fmt: skip
         try:
             with progress(None, "attentioncut", total=len(items), unit="mask") as bar:
@@ -63,21 +68,22 @@ def cut_all(items: list[Item], images: Path, records: Path, params: CutParams, s
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
-        __doc__, ("seed", "attentioncut"),
+        __doc__, ("seed", "attentioncut", "postprocess"),
         {"images": "data/world", "records": "data/inverted/world/records", "out": "data/masks/world",
          "metrics": "metrics/attentioncut-world.json"},
     )  # fmt: skip
     images, records, out = Path(args.images), Path(args.records), Path(args.out)
-    cut_params = CutParams(**vars(params.attentioncut))
     known = set(store.Store(records).ids)
     items = [item for item in read_table(images) if item.sample_id in known]
     if not items:
         raise UserError(f"{records}: expected records of the images in {images}/index.csv, found none of them")
     with store.fresh_folder(out) as folder:
-        rows = cut_all(items, images, records, cut_params, params.seed, folder)
+        rows = cut_all(items, images, records, params, folder)
         write_atomically(folder / "index.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+        write_atomically(folder / "postprocess.txt", refine.describe(params.postprocess) + "\n")
     flags = Counter(flag for row in rows for flag in row["flags"].split())
-    counts = {"count": len(rows), **{flag: flags[flag] for flag in FLAGS}}
+    counts = {"count": len(rows), "postprocess": refine.describe(params.postprocess)}
+    counts |= {flag: flags[flag] for flag in FLAGS}
     write_atomically(args.metrics, json.dumps(counts, indent=1) + "\n")
     print(f"{out}: {len(rows)} masks, {counts['no_boundary']} without a boundary at tau (fallback threshold)")
 

@@ -21,6 +21,7 @@ from maskmill.datasets.table import Item, read_image, read_table
 from maskmill.diffusion.backbone import Backbone
 from maskmill.errors import exit_cleanly
 from maskmill.pretraining import vae
+from maskmill.prompts import find_word
 from maskmill.report.grids import Column, Row, picture_grid
 from maskmill.report.plots import loss_curve
 from maskmill.report.summary import to_json
@@ -39,8 +40,9 @@ def clip_accuracy(clip: ZeroShot, scenes: list[world.Scene]) -> float:
 
 
 def recognised(clip: ZeroShot, items: list[Item], folder: Path) -> dict[str, float]:
-    """Share of generated pictures whose most probable class is their own, overall and per class of the world."""
-    known = [item for item in items if item.cls in clip.classes]
+    """Share of generated pictures whose most probable class is their own, overall and per class of the world; of
+    prompts that name one class, as a picture of two is rightly called after either."""
+    known = [item for item in items if [c for c in clip.classes if find_word(item.caption, c)] == [item.cls]]
     if not known:
         return {}
     best = clip.probabilities([read_image(folder / item.image) for item in known]).argmax(1)

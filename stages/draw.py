@@ -1,6 +1,7 @@
 """Draw the picture grid of an image set: image, A_c, r, objectness, minimum cut and, where there is any, ground truth.
 
-Inputs:   an image set (folder with index.csv), its attention records and the masks that stage attentioncut cut
+Inputs:   an image set (folder with index.csv), its attention records, the masks that stage attentioncut cut, and masks
+          of other methods (--others Decoder=data/masks/world_decoder,NCut=...), each a further column
 Output:   one PNG
 Command:  python stages/draw.py --images data/world --records data/inverted/world/records --masks data/masks/world
 Time:     about 3 seconds
@@ -12,12 +13,14 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from maskmill import store
 from maskmill.cli import die_with_parent, stage_arguments
 from maskmill.datasets.table import Item, item_rng, read_image, read_table
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks.attentioncut import CutParams, attention_cut
-from maskmill.report.grids import ATTENTIONCUT_COLUMNS, Row, picture_grid
+from maskmill.report.grids import ATTENTIONCUT_COLUMNS, Column, Row, picture_grid
 from maskmill.scores.runs import saved_prediction, truth_of
 
 
@@ -30,18 +33,23 @@ def in_turns(items: list[Item], count: int) -> list[Item]:
     return [item for _, _, item in sorted(turns, key=lambda turn: turn[:2])[:count]]
 
 
-def row_of(item: Item, folder: Path, masks: Path, records: store.Store, params) -> Row:
+def overlap(mask: np.ndarray, truth: np.ndarray) -> str:
+    """``IoU 0.71``, for the corner of a panel."""
+    return f"IoU {(mask & truth).sum() / max(1, (mask | truth).sum()):.2f}"
+
+
+def row_of(item: Item, folder: Path, masks: Path, others: dict[str, Path], records: store.Store, params) -> Row:
     """One picture's panels; its maps are computed again from the record, its mask is the one on disk."""
     image = read_image(folder / item.image)
     found = attention_cut(records.read(item.sample_id), image, CutParams(**vars(params.attentioncut)),
                           item_rng(params.seed, item.sample_id), records.meta["self_layers"])  # fmt: skip
     soft, mask = saved_prediction(masks, item)
-    panels = {"ac": found.cross, "r": found.refined, "objectness": soft / 255.0, "cut": mask}
+    found_masks = {"cut": mask, **{name: saved_prediction(place, item)[1] for name, place in others.items()}}
+    panels = {"ac": found.cross, "r": found.refined, "objectness": soft / 255.0, **found_masks}
     texts = {}
     if item.mask:
-        truth = truth_of(folder, item)
-        panels["truth"] = truth
-        texts["cut"] = f"IoU {(mask & truth).sum() / max(1, (mask | truth).sum()):.2f}"
+        panels["truth"] = truth_of(folder, item)
+        texts = {name: overlap(m, panels["truth"]) for name, m in found_masks.items()}
     return Row(image, panels, item.caption if not item.mask and item.caption else f"a photo of a {item.cls}", item.cls,
                texts)  # fmt: skip
 
@@ -51,16 +59,19 @@ def main() -> None:
     args, params = stage_arguments(
         __doc__, ("seed", "attentioncut", "evaluate"),
         {"images": "data/world", "records": "data/inverted/world/records", "masks": "data/masks/world",
-         "out": "metrics/grids/world.png", "title": "AttentionCut, no training"},
+         "others": "", "out": "metrics/grids/test.png", "title": "AttentionCut, no training"},
     )  # fmt: skip
     folder, records = Path(args.images), store.Store(args.records)
     items = [item for item in read_table(folder) if item.sample_id in records]
     if not items:
         raise UserError(f"{args.records}: expected records of the images in {folder}/index.csv, found none of them")
     chosen = in_turns(items, params.evaluate.grid_rows)
-    rows = [row_of(item, folder, Path(args.masks), records, params) for item in chosen]
+    others = {name: Path(place) for name, _, place in (o.partition("=") for o in args.others.split(",") if o)}
+    rows = [row_of(item, folder, Path(args.masks), others, records, params) for item in chosen]
     with_truth = any("truth" in row.panels for row in rows)
-    columns = [c for c in ATTENTIONCUT_COLUMNS if with_truth or c.key != "truth"]
+    columns = [c for c in ATTENTIONCUT_COLUMNS if c.key != "truth"]
+    columns += [Column(name, name, "mask") for name in others]
+    columns += [c for c in ATTENTIONCUT_COLUMNS if with_truth and c.key == "truth"]
     picture_grid(rows, columns, path=args.out, title=args.title)
     print(f"{args.out}: {len(rows)} pictures")
 

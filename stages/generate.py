@@ -11,23 +11,25 @@ Expect:   images that show their class; the same files whatever MASKMILL_BATCH, 
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
-from maskmill import store
-from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
+from maskmill import store, workers
+from maskmill.cli import Runtime, die_with_parent, progress, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import read_image, save_png
 from maskmill.diffusion import passes
 from maskmill.diffusion.backbone import Backbone
+from maskmill.diffusion.features import FeatureMean
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.prompts import Row, check_context, load_tokenizer, read_csv
 from maskmill.zeroshot import ZeroShot
 
 SHARD = 32
 CODE = ("maskmill.diffusion.passes", "maskmill.diffusion.capture", "maskmill.diffusion.sampling",
-        "maskmill.diffusion.backbone")  # fmt: skip
+        "maskmill.diffusion.backbone", "maskmill.diffusion.features")  # fmt: skip
 
 
 def model_stamp(model_id: str, revision: str) -> object:
@@ -48,31 +50,50 @@ def check_prompts(rows: list[Row], negative: str, path: str, tokenizer) -> None:
             raise UserError(f"{path}: row {row.sample_id}: {error}") from None
 
 
-def synthesise(rows: list[Row], writer: store.ShardWriter, images: Path, params, batch: int, device: str) -> None:
-    """Fill the missing shards. An image is on disk before the shard that vouches for it."""
-    g, m = params.generate, params.model
-    missing = list(writer.missing())
-    if not missing:
-        return
-    backbone = Backbone(m.id, m.revision, m.dtype, device)
-    capture = passes.open_capture(backbone, passes.RecordShape(g.bins, g.columns_rows, g.anchors))
+class Synthesiser:
+    """One worker: the model, and what it does with a shard. Images are there before the shard that vouches for them."""
+
+    def __init__(
+        self, records: store.ShardFolder, features: store.ShardFolder | None, images: Path, params, batch: int,
+        device: str,
+    ) -> None:  # fmt: skip
+        g, m = params.generate, params.model
+        self.records, self.features, self.images, self.settings, self.batch = records, features, images, g, batch
+        self.backbone = Backbone(m.id, m.revision, m.dtype, device)
+        self.capture = passes.open_capture(self.backbone, passes.RecordShape(g.bins, g.columns_rows, g.anchors))
+        path = params.invert_features.path
+        self.means = FeatureMean(self.backbone.unet, path) if features is not None else None
+
+    def __call__(self, job: tuple[int, list[Row]]) -> None:
+        shard, todo = job
+        g, done = self.settings, {}
+        for index, new in passes.padded_batches(len(todo), self.batch):
+            chosen = [todo[i] for i in index]
+            pictures, records, vectors = passes.generate(
+                self.backbone, self.capture, [r.prompt for r in chosen], [(r.token_start, r.token_end) for r in chosen],
+                [r.seed for r in chosen], size=g.size, steps=g.steps, guidance=g.guidance, negative=g.negative,
+                bins=g.bins, features=self.means,
+            )  # fmt: skip
+            for k, row in enumerate(chosen[:new]):
+                save_png(pictures[k], self.images / f"{row.sample_id}.png")
+                done[row.sample_id] = (records[k], vectors[k] if vectors else None)
+        ids = [row.sample_id for row in todo]
+        if self.features is not None:
+            self.features.put(shard, ids, {i: f for i, (_, f) in done.items()})
+        self.records.describe(self.capture.meta)
+        self.records.put(shard, ids, {i: r for i, (r, _) in done.items()})
+
+
+def synthesise(rows: list[Row], records, features, images: Path, params, settings: Runtime) -> None:
+    """Fill the shards that are missing in either store."""
     by_id = {row.sample_id: row for row in rows}
-    with progress(None, "generate", total=sum(len(ids) for _, ids in missing), unit="image") as bar:
-        for shard, ids in missing:
-            todo, samples = [by_id[i] for i in ids], {}
-            for index, new in passes.padded_batches(len(todo), batch):
-                chosen = [todo[i] for i in index]
-                pictures, records = passes.generate(
-                    backbone, capture, [r.prompt for r in chosen], [(r.token_start, r.token_end) for r in chosen],
-                    [r.seed for r in chosen], size=g.size, steps=g.steps, guidance=g.guidance, negative=g.negative,
-                    bins=g.bins,
-                )  # fmt: skip
-                for row, picture, record in list(zip(chosen, pictures, records, strict=True))[:new]:
-                    save_png(picture, images / f"{row.sample_id}.png")
-                    samples[row.sample_id] = record
-                bar.update(new)
-            writer.describe(capture.meta)
-            writer.put(shard, samples)
+    missing = sorted({**dict(records.missing()), **(dict(features.missing()) if features else {})}.items())
+    jobs = [(shard, [by_id[i] for i in ids]) for shard, ids in missing]
+    folders = [records.shard_folder, features.shard_folder if features else None]
+    with progress(None, "generate", total=sum(len(todo) for _, todo in jobs), unit="image") as bar:
+        workers.run(Synthesiser, (*folders, images, params, settings.batch), jobs,
+                    workers.devices(settings.device, settings.workers),
+                    lambda job, _: bar.update(len(job[1])))  # fmt: skip
 
 
 def check_filter(rows: list[Row], clip: str, share: float) -> None:
@@ -104,7 +125,7 @@ def judge(rows: list[Row], images: Path, params, device: str) -> pd.DataFrame:
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
-        __doc__, ("model", "generate"),
+        __doc__, ("model", "generate", "invert_features"),
         {"prompts": "data/prompts.csv", "out": "data/generated", "scratch": "scratch/generate"},
     )  # fmt: skip
     settings, out = runtime(batch=8), Path(args.out)
@@ -113,21 +134,29 @@ def main() -> None:
     check_filter(rows, params.model.clip, params.generate.filter)
     made_from = {k: v for k, v in asdict(params.generate).items() if k != "filter"}
     stamp = store.fingerprint(
-        made_from, asdict(params.model), model_stamp(params.model.id, params.model.revision),
-        [asdict(r) for r in rows], store.code_hashes(*CODE),
+        made_from, params.invert_features.path, asdict(params.model),
+        model_stamp(params.model.id, params.model.revision), [asdict(r) for r in rows], store.code_hashes(*CODE),
     )  # fmt: skip
     shutil.rmtree(out, ignore_errors=True)  # as DVC does; what is worth keeping waits in scratch
-    with store.ShardWriter(out / "records", [r.sample_id for r in rows], stamp, {}, SHARD, args.scratch) as writer:
+    ids = [r.sample_id for r in rows]
+    with ExitStack() as stack:
+        writer = stack.enter_context(store.ShardWriter(out / "records", ids, stamp, {}, SHARD, args.scratch))
         if out.joinpath("set").is_dir():
             return  # another process, waited for, has just made all of it
+        features = None
+        if params.generate.features:
+            place = f"{args.scratch}-features"
+            features = stack.enter_context(store.ShardWriter(out / "features", ids, stamp, {}, SHARD, place))
         images = writer.folder / "images"
-        synthesise(rows, writer, images, params, settings.batch, settings.device)
+        synthesise(rows, writer, features, images, params, settings)
         table = judge(rows, images, params, settings.device)
         for name in table["image"]:
             target = out / "set" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(images / Path(name).name, target)
         write_atomically(out / "set" / "index.csv", table.to_csv(index=False, lineterminator="\n"))
+        if features is not None:
+            features.assemble()
         writer.assemble()
     print(f"{out}: {len(table)} of {len(rows)} images kept")
 

@@ -14,23 +14,35 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from maskmill import store
+from maskmill import store, workers
 from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import Item, read_image, read_table
 from maskmill.diffusion import passes
 from maskmill.diffusion.backbone import Backbone
 from maskmill.diffusion.features import FeatureMean
 from maskmill.errors import UserError, exit_cleanly
+from maskmill.labels import load_labels, plain_labels
 from maskmill.prompts import load_tokenizer, word_span
+from maskmill.zeroshot import PRIOR_TEMPLATES, ZeroShot, pick_words
 
 SHARD = 32
 CODE = ("maskmill.diffusion.passes", "maskmill.diffusion.capture", "maskmill.diffusion.sampling",
         "maskmill.diffusion.backbone", "maskmill.diffusion.features")  # fmt: skip
+PRIOR_BATCH = 32  # a constant: another batch size rounds CLIP's probabilities another way
 NO_WORD = (1, 2)  # without a class word: the first token after the start, which is the end token of the empty prompt
+
+
+class Word(NamedTuple):
+    """What the model is told of an image: the word, the caption with it, the word's tokens (end exclusive)."""
+
+    text: str
+    caption: str
+    span: tuple[int, int]
 
 
 def select(items: list[Item], limit: int) -> list[Item]:
@@ -46,61 +58,101 @@ def select(items: list[Item], limit: int) -> list[Item]:
     return kept
 
 
-def captioned(
-    items: list[Item], mode: str, template: str, tokenizer, table: Path
-) -> list[tuple[str, str, tuple[int, int]]]:
-    """(word, caption, token span of the word) of each image.
+def words_of(items: list[Item], prior: str, table: Path) -> list[str]:
+    """The word that the model is told of each image, by a prior that needs no classifier.
 
-    ``class``: the class in the template; ``scene``: the scene's own caption; ``absent``: a class that the picture does
-    not show, the wrong-word control; ``none``: the empty prompt.
+    ``dataset`` and ``scene``: the image's class; ``absent``: a class that it does not show, the wrong-word control;
+    ``none``: no word.
     """
+    if prior == "none":
+        return [""] * len(items)
+    column = "absent" if prior == "absent" else "class"
+    words = [item.absent if prior == "absent" else item.cls for item in items]
+    for item, word in zip(items, words, strict=True):
+        if not word:
+            raise UserError(f"{table}: {item.sample_id}: expected a value in the column {column!r}, got none")
+    return words
+
+
+def clip_words(items: list[Item], folder: Path, params, device: str) -> list[str]:
+    """The CLIP-classifiable prior: what CLIP sees in each image, among the words of ``invert_features.labels``."""
+    name, clip = params.invert_features.labels, params.model.clip
+    if not clip:
+        raise UserError("model.clip: expected a CLIP model for invert_features.prior clip, got ''")
+    if not name and any(not item.cls for item in items):
+        raise UserError(f"invert_features.labels: expected imagenet or a label file, as {folder}/index.csv names no "
+                        "classes, got ''")  # fmt: skip
+    labels = load_labels(name) if name else plain_labels(item.cls for item in items)
+    judge = ZeroShot(clip, labels.labels, PRIOR_TEMPLATES, device, batch=PRIOR_BATCH)
+    pictures = (read_image(folder / item.image) for item in progress(items, "prior", unit="image"))
+    return [word for word, _ in pick_words(judge, pictures, labels.words)]
+
+
+def captioned(
+    items: list[Item], words: list[str], prior: str, template: str, tokenizer, table: Path
+) -> list[Word]:
+    """Caption and token span of each word: the word in the template; under ``scene`` the image's own caption."""
     if "{}" not in template:
         raise UserError(f"invert_features.template: expected text with {{}} where the class goes, got {template!r}")
     out = []
-    for item in items:
-        word = {"absent": item.absent, "none": ""}.get(mode, item.cls)
-        if mode == "none":
-            out.append((word, "", NO_WORD))
+    for item, word in zip(items, words, strict=True):
+        if not word:
+            out.append(Word("", "", NO_WORD))
             continue
-        caption = item.caption if mode == "scene" else template.replace("{}", word)
-        column = {"scene": "caption", "absent": "absent"}.get(mode, "class")
-        if not word or not caption:
-            raise UserError(f"{table}: {item.sample_id}: expected a value in the column {column!r}, got none")
+        caption = item.caption if prior == "scene" else template.replace("{}", word)
+        if not caption:
+            raise UserError(f"{table}: {item.sample_id}: expected a value in the column 'caption', got none")
         try:
-            out.append((word, caption, word_span(tokenizer, caption, word)))
+            out.append(Word(word, caption, word_span(tokenizer, caption, word)))
         except UserError as error:
             raise UserError(f"{table}: {item.sample_id}: {error}") from None
     return out
 
 
-def invert_missing(jobs: dict[str, tuple[Item, tuple]], folder: Path, params, records, features) -> None:
+class Inverter:
+    """One worker: the model, and what it does with a shard."""
+
+    def __init__(
+        self, folder: Path, records: store.ShardFolder, features: store.ShardFolder | None, params, batch: int, device
+    ) -> None:
+        p, g, m = params.invert_features, params.generate, params.model
+        self.folder, self.records, self.features, self.params, self.batch = folder, records, features, params, batch
+        self.backbone = Backbone(m.id, m.revision, m.dtype, device)
+        self.capture = passes.open_capture(self.backbone, passes.RecordShape(g.bins, g.columns_rows, g.anchors))
+        self.means = FeatureMean(self.backbone.unet, p.path) if features is not None else None
+
+    def __call__(self, job: tuple[int, list[tuple[Item, Word]]]) -> None:
+        shard, todo = job
+        p, g = self.params.invert_features, self.params.generate
+        done: dict[str, tuple] = {}
+        for index, new in passes.padded_batches(len(todo), self.batch):
+            chosen = [todo[i] for i in index]
+            images = np.stack([read_image(self.folder / item.image, g.size) for item, _ in chosen])
+            found, vectors, errors = passes.invert(
+                self.backbone, self.capture, images, [word.caption for _, word in chosen],
+                [word.span for _, word in chosen], steps=p.steps, bins=g.bins, features=self.means,
+            )  # fmt: skip
+            for k in range(new):
+                record = {**found[k], "latent_error": errors[k : k + 1]}
+                done[chosen[k][0].sample_id] = (record, vectors[k] if vectors else None)
+        ids = [item.sample_id for item, _ in todo]
+        if self.features is not None:
+            self.features.put(shard, ids, {i: f for i, (_, f) in done.items()})
+        self.records.describe(self.capture.meta)
+        self.records.put(shard, ids, {i: r for i, (r, _) in done.items()})
+
+
+def invert_missing(jobs: dict[str, tuple[Item, Word]], folder: Path, params, records, features) -> None:
     """Fill the shards that are missing in either store."""
-    p, g, m, settings = params.invert_features, params.generate, params.model, runtime(batch=8)
+    settings = runtime(batch=8)
     # Of both: a kill between the two assemblies leaves one of them finished and its scratch cleared.
     missing = sorted({**dict(records.missing()), **(dict(features.missing()) if features else {})}.items())
-    if not missing:
-        return
-    backbone = Backbone(m.id, m.revision, m.dtype, settings.device)
-    capture = passes.open_capture(backbone, passes.RecordShape(g.bins, g.columns_rows, g.anchors))
-    means = FeatureMean(backbone.unet, p.path) if features is not None else None
-    with progress(None, "invert", total=sum(len(ids) for _, ids in missing), unit="image") as bar:
-        for shard, ids in missing:
-            done: dict[str, tuple] = {}
-            for index, new in passes.padded_batches(len(ids), settings.batch):
-                chosen = [jobs[ids[i]] for i in index]
-                images = np.stack([read_image(folder / item.image, g.size) for item, _ in chosen])
-                found, vectors, errors = passes.invert(
-                    backbone, capture, images, [caption for _, (_, caption, _) in chosen],
-                    [span for _, (_, _, span) in chosen], steps=p.steps, bins=g.bins, features=means,
-                )  # fmt: skip
-                for k in range(new):
-                    record = {**found[k], "latent_error": errors[k : k + 1]}
-                    done[chosen[k][0].sample_id] = (record, vectors[k] if vectors else None)
-                bar.update(new)
-            if features is not None:
-                features.put(shard, {i: f for i, (_, f) in done.items()})
-            records.describe(capture.meta)
-            records.put(shard, {i: r for i, (r, _) in done.items()})
+    todo = [(shard, [jobs[i] for i in ids]) for shard, ids in missing]
+    places = [records.shard_folder, features.shard_folder if features is not None else None]
+    with progress(None, "invert", total=sum(len(part) for _, part in todo), unit="image") as bar:
+        workers.run(Inverter, (folder, *places, params, settings.batch), todo,
+                    workers.devices(settings.device, settings.workers),
+                    lambda job, _: bar.update(len(job[1])))  # fmt: skip
 
 
 def main() -> None:
@@ -112,7 +164,10 @@ def main() -> None:
     p, g, m = params.invert_features, params.generate, params.model
     folder, out = Path(args.images), Path(args.out)
     items = select(read_table(folder), p.limit)
-    words = captioned(items, p.caption, p.template, load_tokenizer(m.id, m.revision), folder / "index.csv")
+    table = folder / "index.csv"
+    device = runtime().device
+    words = clip_words(items, folder, params, device) if p.prior == "clip" else words_of(items, p.prior, table)
+    words = captioned(items, words, p.prior, p.template, load_tokenizer(m.id, m.revision), table)
     stamp = store.fingerprint(
         asdict(p), asdict(m), [g.size, g.bins, g.columns_rows, g.anchors], words,
         store.hash_tree(m.id) if Path(m.id).is_dir() else "",
@@ -130,7 +185,7 @@ def main() -> None:
         if features is not None:
             features.assemble()
         records.assemble()
-    rows = [(i, jobs[i][1][0], jobs[i][1][1], float(record["latent_error"][0]))
+    rows = [(i, jobs[i][1].text, jobs[i][1].caption, float(record["latent_error"][0]))
             for i, record in store.Store(out / "records").items()]  # fmt: skip
     table = pd.DataFrame(rows, columns=["sample_id", "word", "caption", "latent_error"])
     write_atomically(out / "index.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Modules that carry values and bytes but compute no result: command line, parameters (their values are tracked one by
-# one), errors. Were they deps, a new parameter of one stage would train the miniature again.
-PLUMBING = {"maskmill/cli.py", "maskmill/errors.py", "maskmill/params.py"}
+# Modules that carry values and work but compute no result: command line, parameters (their values are tracked one by
+# one), errors, worker processes. Were they deps, a new parameter of one stage would train the miniature again.
+PLUMBING = {"maskmill/cli.py", "maskmill/errors.py", "maskmill/params.py", "maskmill/workers.py"}
 
 
 def module_file(name: str) -> Path | None:

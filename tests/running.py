@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTED = ["pytest", "maskmill.diffusion.passes", "maskmill.zeroshot", "maskmill.report.plots", "maskmill.scores.runs"]
+IMPORTED = ["pytest", "maskmill.diffusion.passes", "maskmill.zeroshot", "maskmill.report.plots", "maskmill.scores.runs",
+            "maskmill.training", "maskmill.segmenters.pairs"]  # fmt: skip
 ENVIRONMENT = {"MASKMILL_DEVICE": "cpu", "MASKMILL_WORKERS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -25,24 +27,39 @@ class Finished:
     err: str
 
 
-def run_stage(
-    name: str, *argv: object, cwd: Path, env: dict[str, str] | None = None, kill_after: str = ""
-) -> Finished:
-    """Run ``stages/<name>.py`` in the folder ``cwd``. ``kill_after`` names a ``ShardWriter`` method: the process gets
-    SIGKILL when that has returned for the first time."""
+def server() -> multiprocessing.context.BaseContext:
+    """Starts processes in which all of ``IMPORTED`` is imported already."""
     os.environ.update(ENVIRONMENT)  # the server takes them over when it starts
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
+    return context
+
+
+def run_stage(
+    name: str, *argv: object, cwd: Path, env: dict[str, str] | None = None, kill_after: str = "",
+    settings: dict[str, object] | None = None,
+) -> Finished:  # fmt: skip
+    """Run ``stages/<name>.py`` in the folder ``cwd``.
+
+    Args:
+        kill_after: ``store.ShardFolder.put 2``: the process gets SIGKILL when this function of maskmill has returned
+            for the second time; without a number for the first time.
+        settings: constants of maskmill to run with: ``{"training.CHECKPOINT_SECONDS": 0.0}``.
+    """
     with tempfile.TemporaryDirectory() as folder:
         places = [str(Path(folder) / name) for name in ("out", "err")]
-        args = (name, [str(a) for a in argv], str(cwd), {**ENVIRONMENT, **(env or {})}, *places, kill_after)
-        process = context.Process(target=_stage, args=args)
+        args = (name, [str(a) for a in argv], str(cwd), {**ENVIRONMENT, **(env or {})}, *places, kill_after,
+                settings or {})  # fmt: skip
+        process = server().Process(target=_stage, args=args)
         process.start()
         process.join()
         return Finished(process.exitcode, *(Path(p).read_text(encoding="utf-8") for p in places))
 
 
-def _stage(name: str, argv: list[str], cwd: str, env: dict[str, str], out: str, err: str, kill_after: str) -> None:
+def _stage(
+    name: str, argv: list[str], cwd: str, env: dict[str, str], out: str, err: str, kill_after: str,
+    settings: dict[str, object],
+) -> None:  # fmt: skip
     for stream, path in ((sys.stdout, out), (sys.stderr, err)):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT)
         os.dup2(handle, stream.fileno())
@@ -51,18 +68,31 @@ def _stage(name: str, argv: list[str], cwd: str, env: dict[str, str], out: str, 
     os.environ.update(env)
     script = ROOT / "stages" / f"{name}.py"
     sys.argv = [str(script), *argv]
+    for place, value in settings.items():
+        setattr(*_found(place), value)
     if kill_after:
-        _die_after(kill_after)
+        _die_after(*kill_after.split())
     runpy.run_path(str(script), run_name="__main__")
 
 
-def _die_after(method: str) -> None:
-    from maskmill.store import ShardWriter
+def _found(place: str) -> tuple[object, str]:
+    """``store.ShardFolder.put`` -> (the class, "put")."""
+    module, *inner, last = place.split(".")
+    owner = importlib.import_module(f"maskmill.{module}")
+    for name in inner:
+        owner = getattr(owner, name)
+    return owner, last
 
-    original = getattr(ShardWriter, method)
 
-    def last(self, *args):
-        original(self, *args)
-        os.kill(os.getpid(), signal.SIGKILL)
+def _die_after(place: str, times: str = "1") -> None:
+    owner, name = _found(place)
+    original, left = getattr(owner, name), [int(times)]
 
-    setattr(ShardWriter, method, last)
+    def counted(*args, **kwargs):
+        result = original(*args, **kwargs)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, counted)

@@ -10,7 +10,10 @@ from PIL import Image
 
 from maskmill.datasets.table import (
     Item,
+    boxes_text,
+    image_size,
     item_rng,
+    parse_boxes,
     read_image,
     read_labels,
     read_mask,
@@ -58,6 +61,37 @@ def test_what_table_csv_writes_read_table_reads(written, caption):
     text = table_csv(items)
     assert read_table(written(text)) == items
     assert table_csv(read_table(written(text))) == text
+
+
+def test_data_set_boxes_and_absolute_paths_come_back(written, tmp_path):
+    items = [
+        Item("ECSSD/0001", "", "/far/away/0001.jpg", "/far/away/0001.png", dataset="ECSSD"),
+        Item("VOC07/000005", "", "/far/000005.jpg", dataset="VOC07", boxes="262 210 323 338;-0.5 0 1e+06 45.70000076"),
+    ]
+    text = table_csv(items)
+    assert text.splitlines()[0] == "sample_id,class,image,mask,dataset,boxes"
+    assert read_table(written(text)) == items
+    assert tmp_path / "set" / items[0].image == Path("/far/away/0001.jpg")  # as every reader joins them
+
+
+def test_boxes_are_what_was_written():
+    assert parse_boxes("") == [] and boxes_text([]) == ""
+    assert boxes_text([(173, 100.0, np.int64(348), 350.25), (0, 0, 0, 0)]) == "173 100 348 350.25;0 0 0 0"
+    assert parse_boxes("173 100 348 350.25;0 0 0 0") == [(173, 100, 348, 350.25), (0, 0, 0, 0)]
+    assert parse_boxes("5 5 4 9") == [(5, 5, 4, 9)]  # no width is a box that nothing meets
+    values = np.random.default_rng(0).integers(0, 2000, (20, 2))
+    boxes = [(int(x), int(y), int(x) + 7, int(y) + 1) for x, y in values]
+    assert parse_boxes(boxes_text(boxes)) == boxes
+
+
+@pytest.mark.parametrize("boxes", [
+    "1 2 3", "1 2 3 4 5", "1 2 3 x", "1 2 3 4;", "5 0 3 0", "0 5 9 3", "0 0 nan 1", "inf 0 inf 1",
+])  # fmt: skip
+def test_boxes_that_are_none_are_named_with_their_line(written, boxes):
+    folder = written(f"sample_id,class,image,boxes\na,,a.png,1 2 3 4\nb,,b.png,{boxes}\n")
+    with pytest.raises(UserError, match=r"line 3 \(b\): boxes: expected x0 y0 x1 y1") as caught:
+        read_table(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_columns_that_no_row_fills_are_left_out_and_required_ones_never(written):
@@ -123,6 +157,18 @@ def test_images_become_rgb_of_the_asked_size(tmp_path):
     flat = read_image(saved(tmp_path, np.full((7, 9, 3), 77, np.uint8)), 4)
     assert flat.dtype == np.uint8 and (flat == 77).all()
     assert read_image(saved(tmp_path, np.dstack([rgb, rgb[..., 0]]))).shape == (6, 8, 3)  # RGBA
+
+
+def test_the_size_is_read_from_the_header_alone(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    path = saved(tmp_path, noise)
+    assert image_size(path) == (30, 40) == read_image(path).shape[:2]
+    path.write_bytes(path.read_bytes()[:200])  # the pixels are gone, which only read_image notices
+    assert image_size(path) == (30, 40)
+    with pytest.raises(UserError, match="readable image"):
+        read_image(path)
+    with pytest.raises(UserError, match="none.png: expected an image, found no such file"):
+        image_size(tmp_path / "none.png")
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):

@@ -79,6 +79,22 @@ def test_a_context_entered_again_starts_from_nothing(unet):
     assert not any(np.allclose(thrice[0][k], v, atol=1e-2) for k, v in once[0].items())
 
 
+def test_only_the_rows_that_are_asked_for_count_and_only_once(unet):
+    features = FeatureMean(unet)
+    with features:
+        calls(unet, 2, batch=3)
+        every = features.end()
+    for rows, chosen in ((slice(1, 3), every[1:]), (slice(None), every)):
+        features.rows = rows
+        for expected in (chosen, every):  # the next context is of all rows again
+            with features:
+                calls(unet, 2, batch=3)
+                found = features.end()
+            assert len(found) == len(expected)
+            for a, b in zip(found, expected, strict=True):
+                assert all(np.array_equal(a[k], b[k]) for k in b)
+
+
 def test_nothing_stays_on_the_network(unet):
     def count() -> int:
         return sum(len(m._forward_hooks) for m in unet.modules())

@@ -74,7 +74,8 @@ def test_padded_batches_by_hand():
 
 
 def test_records_have_the_contracts_shapes(together, capture):
-    images, records = together
+    images, records, features = together
+    assert features is None  # nobody asked for them
     assert images.shape == (5, SIZE, SIZE, 3) and images.dtype == np.uint8 and len(records) == 5
     assert {k: v.shape for k, v in records[0].items()} == {
         "cross_8": (BINS, 3, 8, 8), "near_8": (8, 8, 8), "columns_8": (16, 16),
@@ -89,9 +90,9 @@ def test_records_have_the_contracts_shapes(together, capture):
 
 
 def test_samples_do_not_depend_on_the_batch_size(backbone, capture, together):
-    images, records = together
+    images, records, _ = together
     for rows in ([0], [1], [4], [3, 2]):
-        few, fewer_records = generate(backbone, capture, rows)
+        few, fewer_records, _ = generate(backbone, capture, rows)
         for k, i in enumerate(rows):
             assert np.abs(few[k].astype(int) - images[i]).max() <= LEVELS
             assert_close(fewer_records[k], records[i])
@@ -99,16 +100,16 @@ def test_samples_do_not_depend_on_the_batch_size(backbone, capture, together):
 
 
 def test_samples_are_the_same_bits_wherever_they_stand_in_batches_of_one_size(backbone, capture):
-    rows = [0, 1, 2, 3, 4]
+    rows, means = [0, 1, 2, 3, 4], FeatureMean(backbone.unet)
     found = {}
     for order in (rows, rows[::-1]):
         for index, new in passes.padded_batches(len(order), 3):
             chosen = [order[i] for i in index]
-            images, records = generate(backbone, capture, chosen)
+            images, records, features = generate(backbone, capture, chosen, features=means)
             for k in range(new):
-                picture, record = found.setdefault(chosen[k], (images[k], records[k]))
-                assert np.array_equal(picture, images[k])
-                assert all(np.array_equal(record[key], records[k][key]) for key in record)
+                arrays = {"image": images[k], **records[k], **features[k]}
+                before = found.setdefault(chosen[k], arrays)
+                assert all(np.array_equal(before[key], arrays[key]) for key in before)
     assert sorted(found) == rows
 
 
@@ -128,11 +129,38 @@ def test_the_seed_the_prompt_and_the_guidance_matter_and_nothing_else(backbone, 
 
 def test_without_guidance_the_record_is_that_of_the_only_branch(backbone, capture):
     """Guidance 1 leaves the unconditional branch out; guidance a hair above keeps it and ends at the same place."""
-    plain, plain_records = generate(backbone, capture, [0, 2], guidance=1.0)
-    nearly, nearly_records = generate(backbone, capture, [0, 2], guidance=1.0 + 1e-9)
+    means = FeatureMean(backbone.unet)
+    plain, *plain_arrays = generate(backbone, capture, [0, 2], guidance=1.0, features=means)
+    nearly, *nearly_arrays = generate(backbone, capture, [0, 2], guidance=1.0 + 1e-9, features=means)
     assert np.abs(plain.astype(int) - nearly).max() <= LEVELS
-    for a, b in zip(plain_records, nearly_records, strict=True):
-        assert_close(a, b)
+    for ours, theirs in zip(plain_arrays, nearly_arrays, strict=True):  # records, and features
+        for a, b in zip(ours, theirs, strict=True):
+            assert_close(a, b)
+
+
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_features_are_the_mean_over_the_sampling_steps_of_the_branch_with_the_prompt(backbone, capture, guidance):
+    kept: dict[str, list[torch.Tensor]] = {}
+    means = FeatureMean(backbone.unet)
+
+    def keep(name):
+        return lambda module, args, output: kept.setdefault(name, []).append(output[0])
+
+    handles = [block.register_forward_hook(keep(name)) for name, block in means.blocks]
+    images, _, features = generate(backbone, capture, [0, 1], guidance=guidance, features=means)
+    for handle in handles:
+        handle.remove()
+    names = [f"feature_{side}_{k}" for side in (4, 8) for k in (0, 1)]
+    assert [list(f) for f in features] == [names] * 2
+    for name, (block, _) in zip(names, means.blocks, strict=True):
+        assert len(kept[block]) == 3  # one call of the U-Net in each step
+        branches = torch.stack(kept[block]).mean(0).unflatten(0, (-1, 2))  # (1 or 2, 2, C, h, w), the prompt's last
+        assert len(branches) == (1 if guidance == 1.0 else 2)
+        for i in range(2):
+            assert features[i][name].dtype == np.float16
+            np.testing.assert_allclose(features[i][name], branches[-1, i].half().numpy(), rtol=2**-9, atol=1e-5)
+            assert guidance == 1.0 or np.abs(features[i][name] - branches[0, i].numpy()).max() > 0.01
+    assert np.array_equal(generate(backbone, capture, [0, 1], guidance=guidance)[0], images)  # looking changes nothing
 
 
 def test_the_record_follows_the_word(backbone, capture):

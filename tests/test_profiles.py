@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,15 @@ def test_every_shipped_profile_applies_and_keeps_comments_and_order(path):
     assert dict(profiles._flatten(loaded)) == expected
     assert comment_texts(new) == comment_texts(COMMITTED)
     assert len(new.splitlines()) == len(COMMITTED.splitlines())
+
+
+def test_every_value_of_the_papers_profile_says_whether_the_paper_states_it():
+    said = ""
+    for line in (ROOT / "profiles/sd14.yaml").read_text(encoding="utf-8").splitlines():
+        text, _, comment = line.partition("#")
+        if re.match(r"  \w+: ", text):
+            assert re.match(r"(stated|choice)\b", (comment or said).strip()), line
+        said = comment
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)

@@ -58,7 +58,8 @@ def committed() -> params.Prompts:
 
 @pytest.fixture
 def settings(committed):
-    return dataclasses.replace(committed, source="grammar", count=24, classes=world.CLASSES, file="", llm="")
+    return dataclasses.replace(committed, source="grammar", count=24, classes=world.CLASSES, file="", llm="",
+                               second_share=0.0)  # fmt: skip
 
 
 def tokens(tokenizer, text: str, span: tuple[int, int]) -> str:
@@ -156,11 +157,55 @@ def test_shares_of_colours_and_places_are_kept(wide, settings):
     assert 40 < coloured < 80 and 75 < placed < 125
 
 
+def named(prompt: str, classes) -> list[str]:
+    """The classes that a prompt names, in its order."""
+    found = [(place[0], cls) for cls in classes if (place := prompts.find_word(prompt, cls))]
+    return [cls for _, cls in sorted(found)]
+
+
+def test_a_second_class_stands_beside_the_first_in_either_order(wide, settings):
+    rows = prompts.make_rows(dataclasses.replace(settings, count=400, second_share=0.6), 0, wide)
+    pairs = [named(r.prompt, world.CLASSES) for r in rows]
+    assert all(r.cls in pair and len(set(pair)) == len(pair) <= 2 for r, pair in zip(rows, pairs, strict=True))
+    both = [(r, pair) for r, pair in zip(rows, pairs, strict=True) if len(pair) == 2]
+    assert 200 < len(both) < 280  # 240 +- 4 standard deviations
+    assert 0.4 < np.mean([pair[0] == r.cls for r, pair in both]) < 0.6
+    others = [next(c for c in pair if c != r.cls) for r, pair in both]
+    assert {c: others.count(c) > 10 for c in world.CLASSES} == dict.fromkeys(world.CLASSES, True)
+    for row, _ in both:  # each with its article, once; the span is of the row's own class
+        assert re.search(r"\ban? (\w+ )?\w+ and an? (\w+ )?\w+", row.prompt), row.prompt
+        assert row.prompt.count(" and ") == 1 and tokens(wide, row.prompt, (row.token_start, row.token_end)) == row.cls
+    assert not [r.prompt for r in rows if re.search(r"\ba [aeiou]|\ban [^aeiou]", r.prompt)]
+
+
+@pytest.mark.parametrize("classes", [world.CLASSES, ("zebra", "owl", "potted plant")])
+def test_the_share_of_second_classes_is_kept_at_its_ends(wide, settings, classes):
+    for share, count in ((0.0, 1), (1.0, 2)):
+        rows = prompts.make_rows(dataclasses.replace(settings, classes=classes, second_share=share), 0, wide)
+        assert {len(named(r.prompt, classes)) for r in rows} == {count}
+
+
+def test_a_class_that_holds_the_others_word_never_stands_beside_it(wide, settings):
+    """The first "boat" of "a house boat and a boat" would be the wrong one."""
+    classes = ("boat", "house boat", "car")
+    rows = prompts.make_rows(dataclasses.replace(settings, classes=classes, count=90, second_share=1.0), 0, wide)
+    beside = {(r.cls, other) for r in rows for other in ("house boat", "car") if prompts.find_word(r.prompt, other)}
+    assert ("boat", "house boat") not in beside and {("boat", "car"), ("house boat", "car")} <= beside
+    for row in rows:
+        assert tokens(wide, row.prompt, (row.token_start, row.token_end)) == row.cls.replace(" ", "")
+
+
+def test_a_single_class_has_no_company(wide, settings):
+    rows = prompts.make_rows(dataclasses.replace(settings, classes=("dog",), second_share=1.0), 0, wide)
+    assert not [r for r in rows if " and " in r.prompt]
+
+
 def test_more_rows_leave_the_earlier_ones_and_the_seed_changes_them(wide, settings):
-    few = prompts.make_rows(settings, 0, wide)
-    more = prompts.make_rows(dataclasses.replace(settings, count=40), 0, wide)
+    chosen = dataclasses.replace(settings, second_share=0.5)
+    few = prompts.make_rows(chosen, 0, wide)
+    more = prompts.make_rows(dataclasses.replace(chosen, count=40), 0, wide)
     assert more[:24] == few
-    other = prompts.make_rows(settings, 1, wide)
+    other = prompts.make_rows(chosen, 1, wide)
     assert [r.prompt for r in other] != [r.prompt for r in few]
     assert not {r.seed for r in other} & {r.seed for r in few}
 

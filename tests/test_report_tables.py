@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from maskmill.errors import UserError
-from maskmill.report.claims import CANNOT, FAILS, HOLDS, number_in
+from maskmill.report.claims import CANNOT, FAILS, HOLDS, NOT_RUN, number_in
 from maskmill.report.tables import (
     check_published,
     compare,
     first_line,
-    ledger,
     load_published,
+    not_run,
+    read_result,
     render,
     write_result,
 )
@@ -73,14 +74,31 @@ def test_order_against_every_other_row():
     best = claim("order", higher="a", lower="*")
     got = judged(best, {"a": row(0.6), "b": row(0.5), "c": row(0.55)})
     assert got["verdict"] == HOLDS and got["comparisons"] == {"agree": 2, "compared": 2}
-    got = judged(best, {"a": row(0.6), "b": row(0.5)})
-    assert got["verdict"] == HOLDS and "not measured here: c" in got["ours"]
     got = judged(best, {"a": row(0.6), "b": row(0.5), "c": row(0.65)})
     assert got["verdict"] == FAILS and got["ours"].startswith("`a` 0.600 < `c` 0.650") and "1 of 2" in got["ours"]
     assert got["printed"] == "3 of 3 printed comparisons agree"  # c has no number on Y
     got = judged(best, {"b": row(0.5)})
     assert got["verdict"] == CANNOT and got["ours"] == "no number for a"
-    assert judged(best, {"a": row(0.6)})["verdict"] == CANNOT
+    assert judged(best, {"a": row(0.6)})["ours"] == "no number for b, c"
+
+
+def test_best_of_all_holds_only_where_every_rival_has_a_number_and_one_better_rival_refutes_it():
+    best = claim("order", higher="a", lower="*")
+    got = judged(best, {"a": row(0.6, 0.01), "b": row(0.5, 0.01)})
+    assert got["verdict"] == CANNOT and got["within_spread"] is None
+    assert got["ours"] == "`a` 0.600 ± 0.010 > `b` 0.500 ± 0.010; not measured here: c"
+    assert judged(best, {"a": row(0.4), "b": row(0.5)})["verdict"] == FAILS
+    nothing = table(best)
+    nothing["rows"][2]["values"] = {"X": {"IoU": None}}  # the paper has no number for c either: c is no rival
+    ours = {"a": row(0.6), "b": row(0.5)}
+    assert compare(nothing, ours, **ABOUT)["claims"][0]["verdict"] == HOLDS
+    assert compare(nothing, {**ours, "c": row(0.7)}, **ABOUT)["claims"][0]["verdict"] == FAILS  # but ours counts
+    figure = judged(best, {"a": row(0.6), "b": row(0.5)}, rows=[], values_missing=True)
+    assert figure["verdict"] == HOLDS  # a figure names no rivals; ours are all there are
+    one = claim("order", higher="a", lower="c")
+    assert judged(one, {"a": row(0.6), "b": row(0.5)})["ours"] == "no number for c"
+    many = table(best, rows=[{"method": m, "values": {"X": {"IoU": 0.1}}} for m in "abcdefg"])
+    assert compare(many, {"a": row(0.6)}, **ABOUT)["claims"][0]["ours"] == "no number for b, c, d and 3 more"
 
 
 def test_close_uses_its_own_or_the_default_tolerance():
@@ -92,6 +110,9 @@ def test_close_uses_its_own_or_the_default_tolerance():
     assert got["verdict"] == HOLDS and "60.0 and `b` 58.5 are 1.5 apart (close means 2.0)" in got["ours"]
     assert judged(claim("close", rows=["a", "b"]), {"a": row(20), "b": row(18.1)}, unit="raw")["verdict"] == HOLDS
     assert judged(claim("close", rows=["a", "b"]), {"a": row(20), "b": row(17.9)}, unit="raw")["verdict"] == FAILS
+    near = claim("close", rows=["a", "b"], relative_tolerance=0.18)
+    assert judged(near, {"a": row(1.91), "b": row(2.31)}, unit="raw")["verdict"] == HOLDS  # .40 of .4158
+    assert judged(near, {"a": row(1.89), "b": row(2.31)}, unit="raw")["verdict"] == FAILS
 
 
 def test_gap():
@@ -188,22 +209,33 @@ def test_percent_tables_scale_our_fractions():
     assert "| a | **60.0** ± 1.0 | 70.0 | 60.0 |" in render(got)
 
 
-def test_the_ledger_lists_every_claim(tmp_path):
-    one = compare(table(claim("order", higher="a", lower="b")), {"a": row(0.6), "b": row(0.5)}, **ABOUT)
-    write_result(one, tmp_path)
-    other = compare(table(claim("close", rows=["a", "b"]), claim("order", id="o", higher="b", lower="c")), {}, **ABOUT)
-    text = ledger([tmp_path / "result.json", other])
-    assert "2 tables: 1 hold, 0 do not hold here, 2 cannot be asked here." in text
-    lines = [line for line in text.splitlines() if line.startswith("| A ")]
-    assert len(lines) == 3
-    assert "| IoU: `a` > `b` | `a` 0.600 > `b` 0.500 | **holds** | held-out scenes | 200 | 0, 1, 2 |" in lines[0]
-    assert text.count("## T") == 1
-    for content in ("{", "{}", "[]"):
+def test_on_the_papers_own_data_the_difference_stands_in_brackets():
+    ours = {"a": {"X": row(0.65), "Y": row(0.6)}, "b": {"X": row(0.52)}}
+    got = compare(table(remarks=["A slip."]), ours, stand_in=None, **ABOUT)
+    text = render(got)
+    assert "| a | **0.650** (−0.050) | **0.600** (+0.000) | 0.700 | 0.600 |" in text
+    assert "| b | **0.520** (+0.020) | – | 0.500 | 0.550 |" in text
+    assert "In brackets" in text and "A slip." in text and text.endswith("## The paper's claims\n\nNone.\n")
+    assert "In brackets" not in render(compare(table(), {"a": row(0.6)}, **ABOUT))
+
+
+def test_what_was_not_run_says_so_and_keeps_what_no_number_decides():
+    bare = {"id": "q", "kind": "qualitative", "text": "Looks nice."}
+    got = not_run(table(claim("order", higher="a", lower="b"), bare))
+    assert [c["verdict"] for c in got["claims"]] == [NOT_RUN, CANNOT]
+    assert got["claims"][0]["printed_comparisons"] == {"agree": 2, "compared": 2}
+    assert got["counts"] == {HOLDS: 0, FAILS: 0, CANNOT: 1, NOT_RUN: 1}
+
+
+def test_a_result_that_is_none_names_its_file(tmp_path):
+    write_result(compare(table(), {"a": row(0.6)}, **ABOUT), tmp_path)
+    assert read_result(tmp_path / "result.json")["n"] == 200
+    for content in ("{", "{}", "[]", '{"table": "t"}'):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(UserError, match="bad.json"):
-            ledger([tmp_path / "bad.json"])
-    with pytest.raises(UserError):
-        ledger([tmp_path / "absent.json"])
+            read_result(tmp_path / "bad.json")
+    with pytest.raises(UserError, match="absent.json"):
+        read_result(tmp_path / "absent.json")
 
 
 def test_the_shipped_table_is_as_printed():
@@ -239,6 +271,8 @@ def test_malformed_tables_name_the_key(tmp_path):
         (lambda t: t["claims"][0].update(metric="mIoU"), "claims[0].metric"),
         (lambda t: t["claims"][1].update(id=t["claims"][0]["id"]), "claims[1].id"),
         (lambda t: t["claims"][0].update(kind="close", rows=["1"]), "claims[0].rows"),
+        (lambda t: t["claims"][0].update(relative_tolerance="x"), "claims[0].relative_tolerance"),
+        (lambda t: t.update(remarks="one"), "remarks"),
         (lambda t: t.update(rows=[]), "rows"),
     ]
     for i, (change, key) in enumerate(spoil):

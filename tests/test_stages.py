@@ -6,20 +6,24 @@ import csv
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from maskmill import profiles
-from maskmill.datasets.table import read_image
+from maskmill.datasets.table import read_image, read_table, table_csv
 from maskmill.prompts import COLUMNS, read_csv
 from maskmill.store import Store
+from maskmill.zeroshot import PRIOR_TEMPLATES, ZeroShot
 from tests.running import ROOT, Finished, run_stage
 
-SMALL = {"prompts.count": 34, "generate.steps": 1, "invert_features.steps": 1, "attentioncut.size": 16}  # 34: 2 shards
-STAGES_WITH_PARAMETERS = ("prompts", "world", "generate", "invert_features", "attentioncut", "evaluate", "check_model",
-                          "pretrain")  # fmt: skip
+SMALL = {"prompts.count": 34, "generate.steps": 1, "generate.features": True, "invert_features.steps": 1,
+         "attentioncut.size": 16}  # 34: two shards
+STAGES_WITH_PARAMETERS = ("prompts", "world", "generate", "invert_features", "attentioncut", "train_decoder", "decode",
+                          "evaluate", "check_model", "pretrain")  # fmt: skip
+FILLED = {"generate": "records", "generate-features": "features"}  # scratch folder -> output
 
 
 def arrange(folder: Path, model: Path, scenes: Path) -> Path:
@@ -65,24 +69,78 @@ def assert_refused(got: Finished, *parts: str, absent: Path) -> None:
 
 def test_generate_killed_after_a_shard_goes_on_there_and_equals_an_undisturbed_run(place, done):
     shutil.copy(done / "data/prompts.csv", place / "data/prompts.csv")
-    assert run_stage("generate", cwd=place, kill_after="put").code == -signal.SIGKILL
+    # A shard of features is followed by one of records: the second ends a shard.
+    assert run_stage("generate", cwd=place, kill_after="store.ShardFolder.put 2").code == -signal.SIGKILL
     assert not (place / "data/generated").exists()
-    shards = list((place / "scratch/generate").glob("*/*.safetensors"))
-    assert [p.name for p in shards] == ["00000.safetensors"]
-    kept = shards[0].stat().st_ino
+    shards = {kind: list((place / "scratch" / kind).glob("*/*.safetensors")) for kind in FILLED}
+    assert [p.name for paths in shards.values() for p in paths] == ["00000.safetensors"] * 2
+    kept = {kind: paths[0].stat().st_ino for kind, paths in shards.items()}
     assert run_stage("generate", cwd=place).code == 0
-    assert (place / "data/generated/records/00000.safetensors").stat().st_ino == kept
+    for kind, folder in FILLED.items():
+        assert (place / "data/generated" / folder / "00000.safetensors").stat().st_ino == kept[kind]
+        assert not [p for p in (place / "scratch" / kind).iterdir() if p.is_dir()]
     assert files(place / "data/generated") == files(done / "data/generated")
-    assert not [p for p in (place / "scratch/generate").iterdir() if p.is_dir()]
 
 
-@pytest.mark.parametrize("moment", ["put", "assemble"])
+@pytest.mark.parametrize("moment", ["store.ShardFolder.put", "store.ShardWriter.assemble"])
+def test_generate_killed_between_its_two_stores_equals_an_undisturbed_run(place, done, moment):
+    shutil.copy(done / "data/prompts.csv", place / "data/prompts.csv")
+    assert run_stage("generate", cwd=place, kill_after=moment).code == -signal.SIGKILL
+    assert not (place / "data/generated/records").exists()
+    got = run_stage("generate", cwd=place)
+    assert got.code == 0, got.err
+    assert files(place / "data/generated") == files(done / "data/generated")
+
+
+def test_generate_keeps_features_of_every_image_only_where_asked(place, done):
+    records, features = (Store(done / "data/generated" / kind) for kind in ("records", "features"))
+    assert records.ids == features.ids == [r.sample_id for r in read_csv(done / "data/prompts.csv")]
+    for id, sample in features.items():
+        sides = {16: 2, 8: 2}
+        assert sorted(sample) == sorted(f"feature_{side}_{k}" for side, n in sides.items() for k in range(n)), id
+        assert all(v.dtype == np.float16 and v.shape[1:] == (int(n.split("_")[1]),) * 2 for n, v in sample.items())
+    shutil.copy(done / "data/prompts.csv", place / "data/prompts.csv")
+    got = run_stage("generate", "--no-generate.features", cwd=place)
+    assert got.code == 0, got.err
+    assert not (place / "data/generated/features").exists() and not (place / "scratch/generate-features").exists()
+    for id, record in Store(place / "data/generated/records").items():  # which its features do not change
+        assert all(np.array_equal(v, records.read(id)[k]) for k, v in record.items())
+
+
+@pytest.mark.parametrize("moment", ["store.ShardFolder.put", "store.ShardWriter.assemble"])
 def test_invert_features_killed_between_its_two_stores_equals_an_undisturbed_run(place, done, moment):
     assert run_stage("invert_features", cwd=place, kill_after=moment).code == -signal.SIGKILL
     assert not (place / "data/inverted/world/records").exists()
     got = run_stage("invert_features", cwd=place)
     assert got.code == 0, got.err
     assert files(place / "data/inverted") == files(done / "data/inverted")
+
+
+@pytest.mark.parametrize("prior", ["dataset", "none", "absent", "scene", "clip"])
+def test_the_words_that_images_are_inverted_with(place, done, tiny_model, world_set, prior):
+    (place / "labels.txt").write_text("red bird,bird\nblue bird,bird\nhouse\n")
+    labels = ["--invert_features.labels", "labels.txt"] if prior == "clip" else []
+    got = run_stage("invert_features", "--invert_features.prior", prior, *labels, "--no-invert_features.features",
+                    "--out", "out", cwd=place)  # fmt: skip
+    assert got.code == 0, got.err
+    rows = list(csv.DictReader(open(place / "out/index.csv")))
+    items = read_table(world_set)
+    assert [row["sample_id"] for row in rows] == [i.sample_id for i in items]
+    assert not (place / "out/features").exists() and {row["latent_error"] for row in rows} == {""}
+    expected = {"dataset": [i.cls for i in items], "none": [""] * 8, "absent": [i.absent for i in items],
+                "scene": [i.cls for i in items]}  # fmt: skip
+    if prior == "clip":
+        judge = ZeroShot(str(tiny_model / "clip"), ("red bird", "blue bird", "house"), PRIOR_TEMPLATES)
+        p = judge.probabilities([read_image(world_set / i.image) for i in items])
+        expected["clip"] = ["bird" if row[0] + row[1] > row[2] else "house" for row in p]
+    words = [row["word"] for row in rows]
+    assert words == expected[prior]
+    captions = [i.caption for i in items] if prior == "scene" else [w and f"a photo of a {w}" for w in words]
+    assert [row["caption"] for row in rows] == captions
+    usual = Store(done / "data/inverted/world/records")
+    same = [all(np.array_equal(v, usual.read(id)[k]) for k, v in record.items() if k != "latent_error")
+            for id, record in Store(place / "out/records").items()]  # fmt: skip
+    assert same == [captions[k] == f"a photo of a {i.cls}" for k, i in enumerate(items)]
 
 
 def write_prompts(path: Path, rows: list[list[object]]) -> None:
@@ -113,6 +171,32 @@ def test_a_sample_depends_on_neither_its_neighbours_nor_the_batch_size(place, do
             assert np.abs(pixels[0] - pixels[1]).max() <= 1
 
 
+def test_pictures_records_and_features_do_not_depend_on_the_number_of_workers(place, done):
+    """Nor on the threads of the process that starts them, in which CLIP picks the words."""
+    env = {"MASKMILL_WORKERS": "2", "OMP_NUM_THREADS": "2"}
+    shutil.copy(done / "data/prompts.csv", place / "data/prompts.csv")
+    got = run_stage("generate", cwd=place, env=env)
+    assert got.code == 0, got.err
+    assert files(place / "data/generated") == files(done / "data/generated")
+    (place / "data/world").unlink()
+    (place / "data/world").symlink_to(done / "data/generated/set")  # 34 pictures: two shards
+    seen = []
+    for workers in ("1", "2"):
+        got = run_stage("invert_features", "--invert_features.prior", "clip", "--out", workers, cwd=place,
+                        env={**env, "MASKMILL_WORKERS": workers})  # fmt: skip
+        assert got.code == 0, got.err
+        seen.append(files(place / workers))
+    assert len(seen[0]) == 2 * 3 + 1 and seen[0] == seen[1]
+
+
+def test_an_error_in_one_of_several_workers_is_one_line(place, done):
+    shutil.copytree(done / "data/generated/set", place / "set")
+    broken = sorted((place / "set/images").iterdir())[33]
+    broken.write_bytes(b"")
+    got = run_stage("invert_features", "--images", "set", "--out", "out", cwd=place, env={"MASKMILL_WORKERS": "2"})
+    assert_refused(got, f"set/images/{broken.name}: expected an image, got an empty file", absent=place / "out")
+
+
 def test_masks_do_not_depend_on_the_number_of_workers(done, tmp_path):
     seen = []
     for workers in ("1", "2"):
@@ -122,7 +206,7 @@ def test_masks_do_not_depend_on_the_number_of_workers(done, tmp_path):
                         env={"MASKMILL_WORKERS": workers})  # fmt: skip
         assert got.code == 0, got.err
         seen.append(files(out))
-    assert len(seen[0]) == 2 * 34 + 1 and seen[0] == seen[1]
+    assert len(seen[0]) == 2 * 34 + 2 and seen[0] == seen[1]
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -238,6 +322,9 @@ def test_an_unreadable_image_is_named(place, done, world_set, stage, data):
     assert_refused(got, "data/world/images/s2-00003.png: expected", absent=place / "deep/out")
 
 
+ONE = "sample_id,class,image\na,bird,i.png\n"
+
+
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [("sample_id,class\na,bird\n", [], "expected the columns sample_id, class, image"),
@@ -245,19 +332,30 @@ def test_an_unreadable_image_is_named(place, done, world_set, stage, data):
      ("sample_id,class,image\n../a,bird,i.png\n", [], "line 2: expected a distinct sample_id"),
      ("sample_id,class,image\na,bird,i.png,x\n", [], "line 2 (a): expected 3 fields, got 4"),
      ("sample_id,class,image\na,,i.png\n", [], "a: expected a value in the column 'class'"),
-     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.caption", "absent"], "a: expected a value in the"),
-     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.template", LONG + " {}"], "at most 24 tokens"),
-     ("sample_id,class,image\na,bird,i.png\n", ["--invert_features.template", "a {b}"], "invert_features.template: ")],
+     (ONE, ["prior", "absent"], "set/index.csv: a: expected a value in the column 'absent'"),
+     (ONE, ["prior", "scene"], "set/index.csv: a: expected a value in the column 'caption'"),
+     (ONE + "b,,i.png\n", ["prior", "clip"], "invert_features.labels: expected imagenet or a label file, as set/index"),
+     (ONE, ["prior", "clip", "labels", "none.txt"], "none.txt: expected imagenet or a text file with a label per line"),
+     (ONE, ["prior", "caption"], "invert_features.prior: expected one of dataset, clip, none, scene, absent"),
+     (ONE, ["template", LONG + " {}"], "at most 24 tokens"), (ONE, ["template", "a {b}"], "invert_features.templat")],
 )  # fmt: skip
-def test_invert_features_refuses_a_bad_table_or_caption(place, text, options, said):
+def test_invert_features_refuses_a_bad_table_word_or_caption(place, text, options, said):
     (place / "set").mkdir()
     (place / "set/index.csv").write_text(text)
-    got = run_stage("invert_features", "--images", "set", "--out", "out", *options, cwd=place)
+    argv = [part for key, value in zip(options[::2], options[1::2], strict=True)
+            for part in (f"--invert_features.{key}", value)]  # fmt: skip
+    got = run_stage("invert_features", "--images", "set", "--out", "out", *argv, cwd=place)
     assert_refused(got, said, absent=place / "out")
+
+
+def test_the_prior_that_asks_clip_needs_one(place):
+    got = run_stage("invert_features", "--invert_features.prior", "clip", "--model.clip", "", "--out", "out", cwd=place)
+    assert_refused(got, "model.clip: expected a CLIP model for invert_features.prior clip", absent=place / "out")
 
 
 def test_stages_name_what_the_stage_before_has_not_made(place):
     for stage, said in [("generate", "data/prompts.csv: "), ("attentioncut", "inverted/world/records/manifest.json"),
+                        ("train_decoder", "inverted/generated/features/manifest"), ("decode", "data/decoder: "),
                         ("evaluate", "inverted/world/records/manifest.json"), ("score", "soft/s1-00000.png"),
                         ("check_model", "data/generated/set/index.csv")]:  # fmt: skip
         assert_refused(run_stage(stage, cwd=place), said, absent=place / "metrics")
@@ -275,6 +373,41 @@ def test_tau_without_a_boundary_falls_back_and_is_counted(place, done):
         assert (counted["count"], counted["no_boundary"]) == (8, expected)
         flags = [row["flags"].split() for row in csv.DictReader(open(place / "data/masks/world/index.csv"))]
         assert sum("no_boundary" in f for f in flags) == expected
+
+
+def test_each_data_set_is_scored_apart_and_one_of_boxes_by_corloc_alone(place, done, world_set):
+    """The curves of an earlier run go, the numbers of another set stay."""
+    records = done / "data/inverted/world/records"
+    assert run_stage("attentioncut", "--records", records, cwd=place).code == 0
+    shutil.copytree(place / "data/masks/world", place / "data/masks/world_other")
+    (place / "data/masks/world_other/postprocess.txt").write_text("holes filled\n")
+    argv = ["--records", records, "--wrong", records, "--methods", "other"]
+    got = run_stage("evaluate", *argv, cwd=place)
+    assert got.code == 0, got.err
+    alone = json.loads((place / "metrics/summary.json").read_text())
+    assert {key.split(".")[0] for key in alone} == {"world"}
+    assert alone["world.wrong_word.auroc"] == alone["world.ac.auroc"]  # here of the same records
+    assert alone["world.other.iou"] == alone["world.attentioncut.iou"] and alone["world.other.iou_std"] >= 0
+    items = [replace(item, image=str(world_set / item.image), mask=str(world_set / item.mask), seed="", labels="",
+                     dataset="masks") for item in read_table(world_set)]  # fmt: skip
+    items[4:] = [replace(item, mask="", boxes="0 0 63 63", dataset="boxes") for item in items[4:]]
+    (place / "sets").mkdir()
+    (place / "sets/index.csv").write_text(table_csv(items))
+    got = run_stage("evaluate", *argv, "--images", "sets", cwd=place)
+    assert got.code == 0, got.err
+    summary = json.loads((place / "metrics/summary.json").read_text())
+    assert {k: summary[k] for k in alone} == alone
+    assert {"masks.attentioncut.iou", "masks.ac.auroc", "masks.other.corloc", "boxes.other.corloc"} <= set(summary)
+    assert {key.split(".")[2] for key in summary if key.startswith("boxes.")} == {"corloc"}
+    assert not [key for key in summary if key.startswith(("masks.", "boxes.")) and key.endswith("_std")]
+    details = json.loads((place / "metrics/evaluate.json").read_text())
+    assert details["postprocess"] == {"attentioncut": "none", "other": "holes filled"}
+    assert {name: d["images"] for name, d in details["datasets"].items()} == {"masks": 4, "boxes": 4}
+    assert sorted(p.name for p in (place / "metrics/plots").iterdir()) == [
+        "iou_masks.csv", "iou_masks.png", "pr_masks.csv", "pr_masks.png"
+    ]  # fmt: skip
+    got = run_stage("evaluate", *argv[:-1], "none", "--metrics", "else", cwd=place)
+    assert_refused(got, "data/masks/world_none/soft/s1-00000.png: expected", absent=place / "else")
 
 
 def test_a_table_is_made_of_rows_that_share_one_image_set(place, done):

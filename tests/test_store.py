@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +138,49 @@ def test_sigkill_keeps_finished_shards_frees_the_lock_and_bytes_are_stable_acros
     assert run_killed(tmp_path / "a", -1) == (0, "2 3")
     assert run_killed(tmp_path / "b", -1) == (0, "0 1 2 3")
     assert files(tmp_path / "a" / "out") == files(tmp_path / "b" / "out")
+
+
+FACTS = {"tokens": 24, "layers": {"8": ["down", "up"]}}
+
+
+def in_a_worker(part: store.ShardFolder, shard: int, ids: list[str]) -> int:
+    """What one of several processes does with a shard."""
+    part.describe(FACTS)
+    part.put(shard, ids, {id: sample(id) for id in ids})
+    return os.getpid()
+
+
+def test_processes_that_write_side_by_side_leave_the_bytes_of_one(tmp_path):
+    for name in ("alone", "together"):
+        with ShardWriter(tmp_path / name, IDS, "f1", {"steps": 2}, 2, tmp_path / f"scratch {name}") as writer:
+            jobs = list(writer.missing())
+            if name == "alone":
+                for job in jobs:
+                    in_a_worker(writer.shard_folder, *job)
+            else:
+                with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as pool:
+                    seen = list(pool.map(in_a_worker, [writer.shard_folder] * len(jobs), *zip(*jobs, strict=True)))
+                assert os.getpid() not in seen
+            assert list(writer.missing()) == [] and writer.shard_folder.described() == FACTS
+            assert not list(writer.folder.glob(".*"))
+            writer.assemble()
+    assert files(tmp_path / "alone") == files(tmp_path / "together")
+    assert Store(tmp_path / "together").meta == {"steps": 2, **FACTS}
+
+
+def test_facts_add_up_and_survive_an_interruption(tmp_path):
+    with ShardWriter(tmp_path / "out", IDS, "f1", {"a": 0, "b": 0}, 7, tmp_path / "scratch") as writer:
+        assert writer.shard_folder.described() == {}
+        writer.describe({"a": 1})
+        place = writer.folder / "meta.json"
+        written = place.stat().st_ino
+        writer.describe({"a": 1})
+        assert place.stat().st_ino == written  # said already: no reader sees it rewritten
+    with ShardWriter(tmp_path / "out", IDS, "f1", {"a": 0, "b": 0}, 7, tmp_path / "scratch") as writer:
+        writer.shard_folder.describe({"c": 2})
+        writer.put(0, {id: sample(id) for id in IDS})
+        writer.assemble()
+    assert Store(tmp_path / "out").meta == {"a": 1, "b": 0, "c": 2}
 
 
 def test_another_fingerprint_or_id_list_does_not_reuse_shards(tmp_path):

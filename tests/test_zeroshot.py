@@ -1,20 +1,25 @@
-"""The zero-shot judge on a random CLIP: its arithmetic, its independence of neighbours, and what it refuses."""
+"""The zero-shot judge on a random CLIP: its arithmetic, its independence of neighbours, the words it picks, and what it
+refuses."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from maskmill.datasets.table import read_image, read_table
 from maskmill.errors import UserError
-from maskmill.zeroshot import TEMPLATES, ZeroShot
+from maskmill.labels import load_labels
+from maskmill.zeroshot import PRIOR_TEMPLATES, TEMPLATES, ZeroShot, _full_batches, pick_words, with_article
 
 CLASSES = ("bird", "dog", "car", "house")
 
@@ -78,6 +83,112 @@ def test_a_path_with_a_space_and_other_templates(tiny_model, images):
     assert " " in str(tiny_model)
     one = ZeroShot(str(tiny_model / "clip"), CLASSES, templates=("{}",))
     assert not np.allclose(one.probabilities(images), ZeroShot(str(tiny_model / "clip"), CLASSES).probabilities(images))
+
+
+def test_one_at_a_time_bit_by_bit(judge, images, tiny_model):
+    """The plain loops over classes and pictures, which the judge of the shipped results ran."""
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tiny_model / 'clip'}")
+    with torch.inference_mode():
+        rows = []
+        for cls in CLASSES:
+            text = judge.model.encode_text(tokenizer([t.format(cls) for t in TEMPLATES]), normalize=True)
+            rows.append(torch.nn.functional.normalize(text.mean(0), dim=0))
+        assert torch.equal(judge.text, torch.stack(rows))
+        for image, p in zip(images, judge.probabilities(images), strict=True):
+            picture = judge.model.encode_image(judge.preprocess(Image.fromarray(image))[None], normalize=True)
+            expected = (judge.scale * picture.double() @ judge.text.double().T).softmax(-1)[0]
+            assert np.array_equal(p, expected.numpy())
+
+
+# --- in batches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def batched(tiny_model) -> ZeroShot:
+    return ZeroShot(str(tiny_model / "clip"), CLASSES, batch=3)  # neither 4 classes nor 4 pictures fill the last one
+
+
+def test_batches_are_full_and_lose_nothing():
+    assert list(_full_batches("abcde", 2)) == [(["a", "b"], 2), (["c", "d"], 2), (["e", "e"], 1)]
+    assert list(_full_batches("ab", 1)) == [(["a"], 1), (["b"], 1)] and list(_full_batches("", 2)) == []
+    assert next(_full_batches(count(), 3)) == ([0, 1, 2], 3)  # an endless iterator: reads no further than it must
+
+
+def test_batches_change_the_rounding_only(judge, batched, images):
+    assert batched.text.shape == judge.text.shape
+    assert np.allclose(batched.probabilities(images), judge.probabilities(images), atol=1e-6)
+
+
+def test_in_batches_too_a_picture_owes_nothing_to_its_neighbours(batched, images):
+    together = batched.probabilities(iter(images))
+    for i, image in enumerate(images):
+        assert np.array_equal(batched.probabilities([image])[0], together[i])
+    assert np.array_equal(batched.probabilities(images[::-1])[::-1], together)
+
+
+def test_pictures_of_any_sizes(batched, images):
+    mixed = [images[0], np.kron(images[1], np.ones((2, 3, 1), np.uint8))]
+    assert np.array_equal(batched.probabilities(mixed)[0], batched.probabilities(images)[0])
+
+
+def test_no_picture_at_all(judge, batched):
+    assert judge.probabilities([]).shape == batched.probabilities([]).shape == (0, 4)
+    assert pick_words(batched, [], CLASSES) == []
+
+
+# --- the words it picks -----------------------------------------------------------------------------------------------
+
+
+def saying(*rows: list[float]) -> SimpleNamespace:
+    return SimpleNamespace(probabilities=lambda images: np.array(rows))
+
+
+def test_a_word_has_the_sum_of_its_labels():
+    words = ["dog", "wolf", "dog", "dog"]
+    picks = pick_words(saying([0.2, 0.4, 0.25, 0.15], [0.1, 0.6, 0.1, 0.2]), [0, 1], words)
+    assert [word for word, _ in picks] == ["dog", "wolf"]  # wolf has the largest label in both
+    assert [p for _, p in picks] == pytest.approx([0.6, 0.6])
+    assert all(type(p) is float for _, p in picks)
+    assert pick_words(saying([0.25] * 4), [0], ["b", "a", "b", "a"])[0][0] == "b"  # a tie goes to the first
+
+
+def test_words_for_other_classes_are_refused():
+    with pytest.raises(ValueError):
+        pick_words(saying([0.5, 0.5]), [0], ["dog"])
+
+
+def test_picks_are_the_judges_own_sums(batched, images):
+    words = ("animal", "animal", "thing", "thing")
+    p = batched.probabilities(images)
+    sums = [{"animal": row[0] + row[1], "thing": row[2] + row[3]} for row in p]
+    assert pick_words(batched, images, words) == [max(s.items(), key=lambda pair: pair[1]) for s in sums]
+    own = pick_words(batched, images, CLASSES)
+    assert own == [(CLASSES[k], p[i, k]) for i, k in enumerate(p.argmax(1))]
+
+
+def test_imagenets_labels_with_all_templates(tiny_model, images):
+    labels = load_labels("imagenet")
+    prior = ZeroShot(str(tiny_model / "clip"), labels.labels, PRIOR_TEMPLATES, batch=32)
+    assert prior.text.shape == (998, 16) and prior.text.unique(dim=0).shape[0] > 900
+    picks = pick_words(prior, images, labels.words)
+    assert {word for word, _ in picks} <= set(labels.words) and all(0 < p < 1 for _, p in picks)
+
+
+@pytest.mark.parametrize(
+    "text", ["a dog", "an ox", "an Egyptian Mau", "an hourglass", "a unicycle", "a European polecat", "an umbrella",
+             "a one-piece bathing suit", "an iPod", "a house", "a horse", "jeans", "binoculars", "a compass", "a bus",
+             "an abacus"],
+)  # fmt: skip
+def test_articles(text):
+    assert with_article(text.split(" ", 1)[-1] if text.startswith(("a ", "an ")) else text) == text
+
+
+def test_templates_put_the_article_where_they_ask_for_it(tiny_model):
+    folder = str(tiny_model / "clip")
+    assert all(("{a}" in t) != ("{}" in t) for t in PRIOR_TEMPLATES) and len(set(PRIOR_TEMPLATES)) == 8
+    asked = ZeroShot(folder, ("owl", "jeans"), ("a photo of {a}",)).text
+    assert torch.equal(asked, ZeroShot(folder, ("an owl", "jeans"), ("a photo of {}",)).text)
+    assert not torch.equal(asked, ZeroShot(folder, ("owl", "jeans"), ("a photo of a {}",)).text)
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------------

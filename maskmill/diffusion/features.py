@@ -38,6 +38,7 @@ class FeatureMean:
         if not self.blocks:
             raise UserError(f"{type(unet).__name__}: expected transformer blocks on the {path} path, found none")
         self.unet = unet
+        self.rows = slice(None)  # of a batch that count, until the context is left; under guidance the prompt's half
         self._sums: dict[str, torch.Tensor] = {}
         self._calls = 0
         self._handles: list = []
@@ -52,11 +53,11 @@ class FeatureMean:
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self.rows = [], slice(None)
 
     def _hook(self, name: str):
         def add(module: nn.Module, args: tuple, output) -> None:
-            value = (output[0] if isinstance(output, tuple) else output.sample).float()  # (B, C, h, w)
+            value = (output[0] if isinstance(output, tuple) else output.sample)[self.rows].float()  # (B, C, h, w)
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
 
         return add

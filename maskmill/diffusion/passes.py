@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,11 +61,15 @@ def generate(
     guidance: float,
     negative: str,
     bins: int,
-) -> tuple[np.ndarray, list[Arrays]]:
+    features: FeatureMean | None = None,
+) -> tuple[np.ndarray, list[Arrays], list[Arrays] | None]:
     """Sample one image per prompt (DDIM, eta 0) and record the attention of its class word.
 
+    Sampling is itself a reverse pass, so the features F^l of a synthetic image cost nothing beside it: those of the
+    branch with the prompt.
+
     Returns:
-        Images (B, size, size, 3) uint8 and B attention records.
+        Images (B, size, size, 3) uint8, B attention records, and B dicts of features or None.
 
     Raises:
         UserError: ``size`` does not suit the model.
@@ -75,11 +80,14 @@ def generate(
     n_tokens = condition.embeds.shape[1]
     recorded = None if guidance == 1.0 else slice(len(prompts), 2 * len(prompts))
     eps = guided(backbone.noise, condition, unconditional, guidance, concatenate)
-    with capture:
+    if features is not None:
+        features.rows = recorded or slice(None)
+    with capture, features or nullcontext():
         capture.begin(word_weights(list(spans), n_tokens).to(backbone.device), bins=bins, conditional=recorded)
         z = ddim_sample(eps, backbone.start_noise(list(seeds), size), backbone.timesteps(steps), backbone.abar)
         records = capture.end()
-    return backbone.decode(z), records
+        means = features.end() if features is not None else None
+    return backbone.decode(z), records, means
 
 
 def invert(

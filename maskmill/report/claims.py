@@ -2,8 +2,9 @@
 
 The kinds, all about numbers and not about quality (of two FIDs the better is the lower one):
 
-* ``order``: value(higher) > value(lower) in every data set; ``lower: "*"`` means every other row.
-* ``close``: two rows differ by at most a tolerance.
+* ``order``: value(higher) > value(lower) in every data set; ``lower: "*"`` means every other row, and holds only where
+  every one of them has a number; one counter-example is enough against it.
+* ``close``: two rows differ by at most a tolerance: ``tolerance``, or ``relative_tolerance`` of the larger of the two.
 * ``gap``: larger_gap [a, b], smaller_gap [c, d]: a - b > c - d in every data set.
 * ``gap_across_datasets``: rows [a, b]: a - b is larger on one data set than on another.
 * ``trend``: the metric increases or decreases (perhaps ``flattening``) with a number in the rows' names.
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 from scipy.stats import spearmanr
 
-HOLDS, FAILS, CANNOT = "holds", "does not hold here", "cannot be asked here"
+HOLDS, FAILS, CANNOT, NOT_RUN = "holds", "does not hold here", "cannot be asked here", "not run"
 KINDS = {
     "order": ("higher", "lower", "metric", "datasets"),
     "close": ("rows", "metric", "datasets"),
@@ -104,13 +105,15 @@ def _joint(*cells: Cell) -> float | None:
     return math.sqrt(sum(std * std for _, std in cells))
 
 
-def evaluate(claim: dict, source: Source, unit: str) -> Outcome:
+def evaluate(claim: dict, source: Source, unit: str, rivals: Sequence[str] | None = None) -> Outcome:
     """Judge one claim on the numbers of a source.
 
     Args:
         claim: a validated claim (``tables.load_published``).
         source: the numbers, in ``unit``.
         unit: ``fraction``, ``percent`` or ``raw``; decides the format and the default tolerance of ``close``.
+        rivals: of a ``*``, the rows without whose number the claim cannot hold; other rows count where they have one.
+            ``None``: no row is needed.
 
     Returns:
         The outcome. ``HOLDS`` needs every comparison to agree; equal means are no order. A difference is within the
@@ -129,13 +132,15 @@ def evaluate(claim: dict, source: Source, unit: str) -> Outcome:
     for dataset in source.datasets_of(claim):
         finder(claim, source, dataset, unit, found, missing)
     absent = [] if source.stands_in else [d for d in claim["datasets"] if d not in source.datasets]
-    return _decide(found, missing, absent)
+    if rivals is not None:
+        missing = [row for row in missing if row in rivals or row == claim["higher"]]
+    return _decide(found, missing, absent, needs_all=rivals is not None)
 
 
-def _decide(found: list[Comparison], missing: list[str], absent: list[str]) -> Outcome:
+def _decide(found: list[Comparison], missing: list[str], absent: list[str], needs_all: bool = False) -> Outcome:
     gone = list(dict.fromkeys(missing))
     if not found:
-        why = "no number for " + (", ".join(gone) if gone else ", ".join(absent) or "its data sets")
+        why = "no number for " + (_some(gone) or _some(absent) or "its data sets")
         return Outcome(CANNOT, None, why)
     against = [c for c in found if not c.margin > 0]
     if against:
@@ -148,11 +153,18 @@ def _decide(found: list[Comparison], missing: list[str], absent: list[str]) -> O
     if len(found) > 1:
         detail += f" ({len(found) - len(against)} of {len(found)} comparisons agree)"
     if gone:
-        detail += f"; not measured here: {', '.join(gone[:3])}" + (f" and {len(gone) - 3} more" if gone[3:] else "")
+        detail += f"; not measured here: {_some(gone)}"
     if absent:
         detail += f"; without {', '.join(absent)}"
+    if needs_all and gone and not against:
+        return Outcome(CANNOT, None, detail, len(found), len(found))
     verdict = FAILS if against else HOLDS
     return Outcome(verdict, close_call if known else None, detail, len(found) - len(against), len(found))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three names and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
 def _cells(rows: Sequence[str], source: Source, dataset: str, metric: str, missing: list[str]) -> list[Cell] | None:
@@ -185,10 +197,13 @@ def _close(claim, source, dataset, unit, found, missing) -> None:
     if cells is None:
         return
     a, b = cells
+    larger = max(abs(a[0]), abs(b[0]))
     if "tolerance" in claim:
         tolerance = float(claim["tolerance"])
+    elif "relative_tolerance" in claim:
+        tolerance = float(claim["relative_tolerance"]) * larger
     else:
-        tolerance = CLOSE[unit] * (max(abs(a[0]), abs(b[0])) if unit == "raw" else 1.0)
+        tolerance = CLOSE[unit] * (larger if unit == "raw" else 1.0)
     apart = abs(a[0] - b[0])
     first, second = claim["rows"]
     text = (f"`{first}` {_shown(a, unit)} and `{second}` {_shown(b, unit)} are {show(apart, unit)} apart "

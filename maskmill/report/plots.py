@@ -191,6 +191,40 @@ def loss_curve(
     return stacked
 
 
+def training_curve(
+    history: Sequence[Mapping[str, float]], png: str | Path, table: str | Path, title: str = "Training"
+) -> pd.DataFrame:
+    """Loss against the step and, where there was a validation, its loss and IoU.
+
+    Args:
+        history: rows of ``maskmill.training.fit``: step, lr, loss and perhaps val_loss, val_iou.
+
+    Returns:
+        The rows as a table.
+    """
+    if not history:
+        raise UserError("training curve: expected at least one row, got none")
+    frame = pd.DataFrame(history)
+    dot = "o" if len(frame) == 1 else ""  # a line needs two
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(6.4, 3.6) if "val_iou" not in frame else _axes(6.4, 5.4, 2)
+        for i, name in enumerate(n for n in ("loss", "val_loss") if n in frame):
+            label = {"loss": "trained on", "val_loss": "left out"}[name]
+            axes[0].plot(frame["step"], frame[name], dot, color=PALETTE[i], linewidth=2,
+                         label=f"{label}   {frame[name].iloc[-1]:.4g}")  # fmt: skip
+        axes[0].set(xlabel="step", ylabel="loss", title=title)
+        axes[0].legend(loc="upper right", handlelength=1.4)
+        if "val_iou" in frame:
+            axes[1].plot(frame["step"], frame["val_iou"], dot, color=PALETTE[1], linewidth=2)
+            axes[1].set(xlabel="step", ylabel="IoU", ylim=(0, 1), title="IoU on pairs left out of the training")
+        for ax in axes:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        save_png(figure, png)
+    save_table(frame, table)
+    return frame
+
+
 def table_bars(result: Mapping, metric: str, png: str | Path, table: str | Path) -> pd.DataFrame:
     """Rows of a paper table as horizontal bars, ours beside each published data set.
 

@@ -4,7 +4,7 @@
 ``datasets``, ``unit`` (fraction, percent or raw; ``unit_by_metric`` for exceptions), ``rows`` [{method, values {data
 set: {metric: number or null}}, ...}], ``protocol`` and ``claims`` [{id, kind, text, ...}] with the kinds of
 ``maskmill.report.claims``. ``values_missing: true`` marks a figure or a lost table: its claims may name rows and
-metrics that ``rows`` does not list.
+metrics that ``rows`` does not list. ``remarks`` are what a reader should know of the printed numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from maskmill.errors import UserError
-from maskmill.report.claims import CANNOT, FAILS, HOLDS, KINDS, Outcome, Source, direction, evaluate, show
+from maskmill.report.claims import CANNOT, FAILS, HOLDS, KINDS, NOT_RUN, Outcome, Source, direction, evaluate, show
 from maskmill.report.summary import rounded, to_json
 from maskmill.store import write_atomically
 
@@ -31,45 +31,53 @@ _TABLE_KEYS = {"table": str, "caption": str, "metrics": list, "datasets": list, 
 
 def load_published(path: str | Path) -> dict:
     """Read and check a ``published.yaml``. Raises ``UserError`` that names the file and the key."""
-    path = Path(path)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected a table's published.yaml, got no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from None
+    found = read_yaml(Path(path), "a table's published.yaml")
     check_published(found, str(path))
     return found
 
 
+def read_yaml(path: Path, what: str) -> object:
+    """Read a YAML file; ``what`` says in the ``UserError`` what was expected there."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: expected {what}, got no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected YAML, got {' '.join(str(error).split())}") from None
+
+
 def check_published(table: object, where: str) -> None:
     """Check the structure of a table; ``where`` names it in the one-line ``UserError``."""
-    _need(isinstance(table, dict), where, "", "a mapping", table)
+    need(isinstance(table, dict), where, "", "a mapping", table)
     paper = table.get("paper")
     titled = isinstance(paper, dict) and isinstance(paper.get("title"), str)
-    _need(titled, where, "paper.title", "the paper's title", paper)
+    need(titled, where, "paper.title", "the paper's title", paper)
     for key, kind in _TABLE_KEYS.items():
-        _need(isinstance(table.get(key), kind), where, key, f"a {kind.__name__}", table.get(key))
+        need(isinstance(table.get(key), kind), where, key, f"a {kind.__name__}", table.get(key))
     for key in ("metrics", "datasets"):
-        _need(table[key] and all(isinstance(v, str) for v in table[key]), where, key, "names", table[key])
+        need(table[key] and all(isinstance(v, str) for v in table[key]), where, key, "names", table[key])
     units = table.get("unit_by_metric", {})
-    _need(isinstance(units, dict) and set(units.values()) <= set(UNITS), where, "unit_by_metric", "units", units)
+    need(isinstance(units, dict) and set(units.values()) <= set(UNITS), where, "unit_by_metric", "units", units)
     if set(units) != set(table["metrics"]):
-        _need(table.get("unit") in UNITS, where, "unit", " or ".join(UNITS), table.get("unit"))
+        need(table.get("unit") in UNITS, where, "unit", " or ".join(UNITS), table.get("unit"))
+    remarks = table.get("remarks", [])
+    texts = isinstance(remarks, list) and all(isinstance(v, str) for v in remarks)
+    need(texts, where, "remarks", "a list of sentences", remarks)
     lenient = bool(table.get("values_missing"))
     names: list[str] = []
     for i, row in enumerate(table["rows"]):
         _check_row(row, table, names, f"{where}", f"rows[{i}]")
         names.append(row["method"])
-    _need(lenient or names, where, "rows", "at least one row (or values_missing: true)", table["rows"])
+    need(lenient or names, where, "rows", "at least one row (or values_missing: true)", table["rows"])
     ids: set[str] = set()
     for i, claim in enumerate(table["claims"]):
         _check_claim(claim, table, names, lenient, where, f"claims[{i}]")
-        _need(claim["id"] not in ids, where, f"claims[{i}].id", "an id of its own", claim["id"])
+        need(claim["id"] not in ids, where, f"claims[{i}].id", "an id of its own", claim["id"])
         ids.add(claim["id"])
 
 
-def _need(good: object, where: str, key: str, expected: str, got: object) -> None:
+def need(good: object, where: str, key: str, expected: str, got: object) -> None:
+    """One-line ``UserError`` with file, key, what was expected and what came, unless ``good``."""
     if not good:
         text = repr(got)
         raise UserError(f"{where}: {f'key {key}: ' if key else ''}expected {expected}, got "
@@ -77,47 +85,47 @@ def _need(good: object, where: str, key: str, expected: str, got: object) -> Non
 
 
 def _check_row(row: object, table: dict, names: Sequence[str], where: str, key: str) -> None:
-    _need(isinstance(row, dict), where, key, "a mapping", row)
-    _need(isinstance(row.get("method"), str), where, f"{key}.method", "a name (quote a number)", row.get("method"))
-    _need(row["method"] not in names, where, f"{key}.method", "a name of its own", row["method"])
+    need(isinstance(row, dict), where, key, "a mapping", row)
+    need(isinstance(row.get("method"), str), where, f"{key}.method", "a name (quote a number)", row.get("method"))
+    need(row["method"] not in names, where, f"{key}.method", "a name of its own", row["method"])
     values = row.get("values")
-    _need(isinstance(values, dict), where, f"{key}.values", "numbers by data set", values)
+    need(isinstance(values, dict), where, f"{key}.values", "numbers by data set", values)
     for dataset, scores in values.items():
-        _need(dataset in table["datasets"], where, f"{key}.values", f"data sets of {table['datasets']}", dataset)
-        _need(isinstance(scores, dict), where, f"{key}.values.{dataset}", "numbers by metric", scores)
+        need(dataset in table["datasets"], where, f"{key}.values", f"data sets of {table['datasets']}", dataset)
+        need(isinstance(scores, dict), where, f"{key}.values.{dataset}", "numbers by metric", scores)
         for metric, value in scores.items():
             path = f"{key}.values.{dataset}.{metric}"
             known = metric in table["metrics"] or metric.removesuffix("_std") in table["metrics"]
-            _need(known, where, path, f"a metric of {table['metrics']}", metric)
+            need(known, where, path, f"a metric of {table['metrics']}", metric)
             number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-            _need(number, where, path, "a number or null", value)
+            need(number, where, path, "a number or null", value)
 
 
 def _check_claim(claim: object, table: dict, names: Sequence[str], lenient: bool, where: str, key: str) -> None:
-    _need(isinstance(claim, dict), where, key, "a mapping", claim)
+    need(isinstance(claim, dict), where, key, "a mapping", claim)
     for needed in ("id", "text"):
-        _need(isinstance(claim.get(needed), str), where, f"{key}.{needed}", "a string", claim.get(needed))
+        need(isinstance(claim.get(needed), str), where, f"{key}.{needed}", "a string", claim.get(needed))
     kind = claim.get("kind")
-    _need(kind in KINDS, where, f"{key}.kind", f"one of {', '.join(KINDS)}", kind)
+    need(kind in KINDS, where, f"{key}.kind", f"one of {', '.join(KINDS)}", kind)
     for needed in KINDS[kind]:
-        _need(claim.get(needed) is not None, where, f"{key}.{needed}", f"what a claim of kind {kind} needs", None)
+        need(claim.get(needed) is not None, where, f"{key}.{needed}", f"what a claim of kind {kind} needs", None)
     for pair in ("rows", "larger_gap", "smaller_gap"):
         if pair in claim:
             good = isinstance(claim[pair], list) and len(claim[pair]) == 2
-            _need(good, where, f"{key}.{pair}", "two rows", claim[pair])
-    if "tolerance" in claim:
-        good = isinstance(claim["tolerance"], int | float) and claim["tolerance"] >= 0
-        _need(good, where, f"{key}.tolerance", "a number from 0", claim["tolerance"])
+            need(good, where, f"{key}.{pair}", "two rows", claim[pair])
+    for part in ("tolerance", "relative_tolerance"):
+        value = claim.get(part, 0)
+        need(isinstance(value, int | float) and value >= 0, where, f"{key}.{part}", "a number from 0", value)
     for part in ("higher", "lower", "x", "direction"):
         value = claim.get(part, "")
-        _need(isinstance(value, str), where, f"{key}.{part}", "a string (quote a number)", value)
+        need(isinstance(value, str), where, f"{key}.{part}", "a string (quote a number)", value)
     if lenient or kind == "qualitative":
         return
     for row in _rows_of(claim):
-        _need(row in names, where, key, f"rows of the table ({', '.join(names[:8])})", row)
-    _need(claim["metric"] in table["metrics"], where, f"{key}.metric", f"one of {table['metrics']}", claim["metric"])
+        need(row in names, where, key, f"rows of the table ({', '.join(names[:8])})", row)
+    need(claim["metric"] in table["metrics"], where, f"{key}.metric", f"one of {table['metrics']}", claim["metric"])
     for dataset in claim.get("datasets", []):
-        _need(dataset in table["datasets"], where, f"{key}.datasets", f"of {table['datasets']}", dataset)
+        need(dataset in table["datasets"], where, f"{key}.datasets", f"of {table['datasets']}", dataset)
 
 
 def _rows_of(claim: dict) -> list[str]:
@@ -164,7 +172,7 @@ def compare(
 
     Returns:
         A plain dict for JSON: ``table, paper, caption, data, n, seeds, stand_in, stands_in_for, units, protocol,
-        our_protocol, notes, rows, controls, claims, counts``; all numbers in the table's units.
+        our_protocol, remarks, notes, rows, controls, claims, counts``; all numbers in the table's units.
     """
     rows = {name: _our_row(published, name, row, stand_in) for name, row in ours.items()}
     known = [row["method"] for row in published["rows"]]
@@ -181,7 +189,8 @@ def compare(
         "table": published["table"], "paper": published["paper"], "caption": published["caption"], "data": data, "n": n,
         "seeds": list(seeds), "stand_in": stand_in, "stands_in_for": published["datasets"] if stand_in else [],
         "metrics": published["metrics"], "units": {m: unit_of(published, m) for m in published["metrics"]},
-        "protocol": published["protocol"], "our_protocol": protocol, "notes": list(notes),
+        "protocol": published["protocol"], "our_protocol": protocol, "remarks": published.get("remarks", []),
+        "notes": list(notes),
         "rows": [
             {"row": row["method"], "what": _what(row), "ours": rows.get(row["method"], {}), "published": row["values"]}
             for row in every
@@ -241,7 +250,36 @@ def _source_of_published(table: dict) -> Source:
 
 def _judge(claim: dict, mine: Source, theirs: Source, table: dict) -> dict:
     unit = unit_of(table, claim.get("metric", ""))
-    ours, printed = evaluate(claim, mine, unit), evaluate(claim, theirs, unit)
+    ours, printed = evaluate(claim, mine, unit, _rivals(claim, table)), evaluate(claim, theirs, unit)
+    return _claimed(claim, ours, printed)
+
+
+def _rivals(claim: dict, table: dict) -> list[str] | None:
+    """The rows that a ``*`` needs: those for which the paper prints the metric; ``None`` where it prints none."""
+    if claim.get("lower") != "*":
+        return None
+    return [
+        row["method"] for row in table["rows"]
+        if any(row["values"].get(d, {}).get(claim["metric"]) is not None for d in claim["datasets"])
+    ] or None  # fmt: skip
+
+
+def not_run(published: dict) -> dict:
+    """What is known of a table of which no row was scored: the form of ``compare``, every claim ``not run``, but those
+    that no number can decide ``cannot be asked here``."""
+    nothing = Outcome(NOT_RUN, None, "–")
+    theirs, claims = _source_of_published(published), []
+    for claim in published["claims"]:
+        printed = evaluate(claim, theirs, unit_of(published, claim.get("metric", "")))
+        claims.append(_claimed(claim, printed if claim["kind"] == "qualitative" else nothing, printed))
+    counts = Counter(claim["verdict"] for claim in claims)
+    return {
+        "table": published["table"], "paper": published["paper"], "caption": published["caption"], "data": "", "n": 0,
+        "seeds": [], "claims": claims, "counts": {v: counts[v] for v in (HOLDS, FAILS, CANNOT, NOT_RUN)},
+    }  # fmt: skip
+
+
+def _claimed(claim: dict, ours: Outcome, printed: Outcome) -> dict:
     return {
         "id": claim["id"], "kind": claim["kind"], "text": claim["text"], "direction": direction(claim),
         "doubtful": bool(claim.get("doubtful")), "reading": claim.get("reading", ""),
@@ -284,15 +322,16 @@ def first_line(result: dict) -> str:
     """What was scored: data, n, seeds, and that they stand in for the benchmarks, in one line."""
     seeds = result["seeds"]
     spread = f"seeds {', '.join(map(str, seeds))} (mean ± sample standard deviation)" if len(seeds) > 1 else (
-        f"seed {seeds[0]} (no spread)" if seeds else "no seed")  # fmt: skip
+        f"seed {seeds[0]} (no spread)" if seeds else "one run (no spread)")  # fmt: skip
     line = f"Data: {result['data']}; n = {result['n']}; {spread}."
     if result["stand_in"]:
-        line += (f" The {result['stand_in']} stand in for {_and(result['stands_in_for'])}: directions can be compared "
-                 "with the paper, values cannot.")  # fmt: skip
+        line += f" The {result['stand_in']} stand in for {listed(result['stands_in_for'])}"
+        line += ": directions can be compared with the paper, values cannot." if result["claims"] else "."
     return line
 
 
-def _and(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -301,18 +340,23 @@ def _escaped(text: object) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int) -> list[str]:
     """A Markdown table whose columns from ``numbers_from`` on are set to the right."""
     marks = ["---" if i < numbers_from else "---:" for i in range(len(header))]
     lines = [header, marks, *([_escaped(cell) for cell in row] for row in rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _our_cell(scores: dict, metric: str, unit: str) -> str:
+def _our_cell(scores: dict, metric: str, unit: str, printed: float | None) -> str:
+    """Our number with its spread and, on the paper's own data set, how far it is from the printed one."""
     if metric not in scores:
         return "–"
-    std = scores[metric].get("std")
-    return f"**{show(scores[metric]['mean'], unit)}**" + (f" ± {show(std, unit)}" if std is not None else "")
+    mean, std = scores[metric]["mean"], scores[metric].get("std")
+    text = f"**{show(mean, unit)}**" + (f" ± {show(std, unit)}" if std is not None else "")
+    if printed is None:
+        return text
+    apart = mean - printed
+    return f"{text} ({'+' if apart >= 0 else '−'}{show(abs(apart), unit)})"
 
 
 def _number_table(result: dict) -> list[str]:
@@ -328,12 +372,13 @@ def _number_table(result: dict) -> list[str]:
     for row in [*result["rows"], *({**c, "what": "control", "published": {}} for c in result["controls"])]:
         cells = [row["row"] if row["what"] != "control" or described else f"{row['row']} (control)"]
         cells += [row["what"]] if described else []
-        cells += [_our_cell(row["ours"].get(d, {}), m, units[m]) for d in our_sets for m in metrics]
+        cells += [_our_cell(row["ours"].get(d, {}), m, units[m], row["published"].get(d, {}).get(m))
+                  for d in our_sets for m in metrics]  # fmt: skip
         for dataset in their_sets:
             values = row["published"].get(dataset, {})
             cells += [_published_cell(values, m, units[m]) for m in metrics]
         lines.append(cells)
-    return _table(header, lines, 2 if described else 1)
+    return markdown_table(header, lines, 2 if described else 1)
 
 
 def _published_cell(values: dict, metric: str, unit: str) -> str:
@@ -353,11 +398,13 @@ def counts_text(claims: Sequence[dict]) -> str:
     """``9 hold, 4 do not hold here, 1 cannot be asked here`` and how many verdicts lie within the spread."""
     counts = Counter(claim["verdict"] for claim in claims)
     text = f"{counts[HOLDS]} hold, {counts[FAILS]} do not hold here, {counts[CANNOT]} cannot be asked here"
+    text += f", {counts[NOT_RUN]} not run" if counts[NOT_RUN] else ""
     close = sum(bool(claim["within_spread"]) for claim in claims)
     return text + (f"; {close} of these verdicts hang on a difference within the spread over seeds" if close else "")
 
 
-def _source(paper: dict) -> str:
+def source(paper: dict) -> str:
+    """A paper in one line: title, authors, year, arXiv number."""
     who = ", ".join(str(paper[k]) for k in ("authors_short", "year") if paper.get(k))
     return f"{paper['title']}{f' ({who})' if who else ''}" + (f", arXiv {paper['arxiv']}" if paper.get("arxiv") else "")
 
@@ -365,20 +412,28 @@ def _source(paper: dict) -> str:
 def render(result: dict) -> str:
     """The comparison as Markdown: data line, ours beside the published numbers, then every claim."""
     lines = [first_line(result), "", f"# {result['table']}: {result['caption']}", "",
-             f"Source: {_source(result['paper'])}.", "", f"Published protocol: {result['protocol']}"]  # fmt: skip
+             f"Source: {source(result['paper'])}.", "", f"Published protocol: {result['protocol']}"]  # fmt: skip
     if result["our_protocol"]:
         lines += ["", f"Our protocol: {result['our_protocol']}"]
     lines += ["", *_number_table(result), ""]
     if any(unit == "percent" for unit in result["units"].values()):
         lines += ["Percent, as the paper prints it.", ""]
-    lines += [*result["notes"], *([""] if result["notes"] else []), "## The paper's claims", "",
-              f"{counts_text(result['claims'])}.", ""]  # fmt: skip
+    if not result["stand_in"]:
+        lines += ["In brackets: ours less the paper's number on the same data set.", ""]
+    for note in (*result["remarks"], *result["notes"]):
+        lines += [note, ""]
+    lines += ["## The paper's claims", ""]
+    if not result["claims"]:
+        return "\n".join([*lines, "None."]) + "\n"
+    lines += [f"{counts_text(result['claims'])}.", ""]
     rows = []
     for claim in result["claims"]:
         doubt = " (our reading of the text)" if claim["doubtful"] else ""
         text = f"{claim['text']}{doubt}"
         rows.append([text, claim["direction"], verdict_text(claim), claim["ours"], claim["printed"]])
-    lines += _table(["claim", "published direction", "here", "our numbers", "the paper's own numbers"], rows, 9)
+    lines += markdown_table(["claim", "published direction", "here", "our numbers", "the paper's own numbers"], rows, 9)
+    readings = dict.fromkeys(claim["reading"] for claim in result["claims"] if claim["reading"])
+    lines += ["", "How we read the text:", "", *(f"- {text}" for text in readings)] if readings else []
     return "\n".join(lines) + "\n"
 
 
@@ -390,37 +445,8 @@ def read_result(path: str | Path) -> dict:
         raise UserError(f"{path}: expected a table's result.json, got no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected JSON, got {error}") from None
-    missing = {"table", "paper", "data", "n", "seeds", "claims"} - set(found if isinstance(found, dict) else ())
+    keys = ("table", "paper", "caption", "data", "n", "seeds", "stand_in", "stands_in_for", "claims")
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
     if missing:
-        raise UserError(f"{path}: expected a table's result, got none of the keys {', '.join(sorted(missing))}")
+        raise UserError(f"{path}: expected a table's result, got one without {', '.join(missing)}")
     return found
-
-
-def ledger(results: Sequence[dict | str | Path]) -> str:
-    """Every claim of every table in one Markdown page, grouped by paper.
-
-    Args:
-        results: what ``compare`` returned, or paths of ``result.json``.
-    """
-    loaded = [r if isinstance(r, dict) else read_result(r) for r in results]
-    if not loaded:
-        raise UserError("ledger: expected at least one result, got none")
-    lines = ["# What the papers claim, and what holds here", "",
-             f"{len(loaded)} {'table' if len(loaded) == 1 else 'tables'}: "
-             f"{counts_text([c for r in loaded for c in r['claims']])}.", "",
-             "A claim about an order holds when every mean lies on the claimed side; *within the spread* marks a "
-             "verdict that hangs on a difference no larger than its standard deviation over seeds."]  # fmt: skip
-    by_paper: dict[str, list[dict]] = {}
-    for result in loaded:
-        by_paper.setdefault(_source(result["paper"]), []).append(result)
-    for paper, group in by_paper.items():
-        lines += ["", f"## {paper}", ""]
-        rows = []
-        for result in group:
-            where = [f"{result['data']}", str(result["n"]), ", ".join(map(str, result["seeds"])) or "–"]
-            for claim in result["claims"]:
-                text = f"{claim['text']} ({claim['id']})"
-                rows.append([text, claim["direction"], claim["ours"], verdict_text(claim), *where])
-        header = ["claim", "published direction", "ours", "here", "data", "n", "seeds"]
-        lines += _table(header, rows, len(header))
-    return "\n".join(lines) + "\n"

@@ -1,0 +1,231 @@
+"""One training loop for all that is trained on pairs: decoder, end-to-end nets, the fine-tuned diffusion model.
+
+Devices, processes and mixed precision are ``accelerate``'s: the same script runs alone on a CPU and under ``accelerate
+launch`` on many GPUs. What belongs to this project is that a step's rows and its random numbers depend on the seed and
+the step alone, so that a run that was killed and resumed ends, on a CPU, with the weights of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from maskmill.errors import UserError
+
+CHECKPOINT_SECONDS = 60.0
+MIXED = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
+
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``steps`` of Adam on batches of ``batch`` rows.
+
+    Attributes:
+        lr: learning rate, constant until the last ``decay_share`` of the steps, over which it falls linearly to zero.
+        ema: kept share of the moving average of the weights per step, which is what training returns; 0: no average.
+        precision: of the forward pass on a GPU; a CPU always computes in float32.
+        accumulate: parts in which a batch is computed, to save memory.
+        log_every: steps between two rows of the history, at each of which the validation runs.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    decay_share: float = 0.0
+    ema: float = 0.0
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    accumulate: int = 1
+    log_every: int = 100
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, 0 <= step < steps."""
+        left = (self.steps - step) / max(1.0, self.decay_share * self.steps)
+        return self.lr * min(1.0, left) if self.decay_share else self.lr
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([17, seed, epoch]).permutation(count)
+
+
+def rows_of(seed: int, step: int, batch: int, count: int) -> np.ndarray:
+    """The rows of a step: (batch,) indices below ``count``. Every epoch is a permutation; a batch may span two."""
+    places = np.arange(step * batch, (step + 1) * batch)
+    return np.array([_order(seed, int(p) // count, count)[p % count] for p in places])
+
+
+def accelerator(device: str, precision: str) -> Accelerator:
+    """The launcher's view of this process. ``device``: as ``maskmill.cli.runtime`` gives it."""
+    on_cpu = device == "cpu"
+    return Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else MIXED[precision])
+
+
+@dataclass
+class _Run:
+    """What a checkpoint holds."""
+
+    step: int = 0
+    history: History = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    count: int,
+    loss_of: Callable[[nn.Module, np.ndarray, torch.Generator], torch.Tensor],
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path,
+    stamp: str,
+    accelerator: Accelerator,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    bar: Any = None,
+) -> History:
+    """Train ``model`` in place; it ends in eval mode on the accelerator's device, as float32.
+
+    Args:
+        count: training rows.
+        loss_of: (model, rows, generator) -> mean loss over those rows; whatever else it draws (times, noise,
+            rectangles) comes from the CPU generator, which depends on the seed, the step and the process.
+        checkpoint: file that is rewritten about every minute and read at the start if its stamp is ``stamp``; removed
+            never, so a finished run is not repeated.
+        stamp: fingerprint of all that decides the result.
+        validate: called with the weights as they would be returned; its numbers join the history.
+        bar: tqdm-like, ``update`` and ``set_postfix``.
+
+    Returns:
+        Rows {step, lr, loss: mean since the last row, and what ``validate`` gave}.
+
+    Raises:
+        UserError: the loss is no longer finite, with the step and the learning rate; a batch that cannot be shared
+            equally among the processes.
+    """
+    if recipe.batch % (accelerator.num_processes * recipe.accumulate):
+        raise UserError(
+            f"batch {recipe.batch}: expected a multiple of processes x accumulate, "
+            f"{accelerator.num_processes} x {recipe.accumulate}"
+        )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=recipe.lr)
+    model, optimiser = accelerator.prepare(model, optimiser)
+    inner = accelerator.unwrap_model(model)
+    average = AveragedModel(inner, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
+    run = _resume(checkpoint, stamp, inner, average, optimiser, accelerator)
+    if bar is not None:
+        bar.update(run.step)
+    saved_at = time.monotonic()
+    model.train()
+    for step in range(run.step, recipe.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate(step)
+        rows = rows_of(seed, step, recipe.batch, count)[accelerator.process_index :: accelerator.num_processes]
+        generator = _generator(seed, step, accelerator)
+        run.recent.append(_step(model, loss_of, rows, recipe.accumulate, generator, accelerator))
+        if not math.isfinite(run.recent[-1]):
+            raise UserError(
+                f"step {step + 1} of {recipe.steps}: the loss is {run.recent[-1]} at learning rate "
+                f"{recipe.rate(step):g}; lower the rate, the last checkpoint is {checkpoint}"
+            )
+        optimiser.step()
+        optimiser.zero_grad()
+        if average is not None:
+            average.update_parameters(inner)
+        run.step = step + 1
+        if run.step % recipe.log_every == 0 or run.step == recipe.steps:
+            run.history.append(_report(run, recipe.rate(step), average or inner, validate))
+            model.train()
+            if bar is not None:
+                bar.set_postfix(loss=f"{run.history[-1]['loss']:.4f}", refresh=False)
+        if bar is not None:
+            bar.update(1)
+        if accelerator.is_main_process and (
+            time.monotonic() - saved_at > CHECKPOINT_SECONDS or run.step == recipe.steps
+        ):
+            _save(checkpoint, stamp, run, inner, average, optimiser, accelerator)
+            saved_at = time.monotonic()
+    if average is not None:
+        inner.load_state_dict(average.module.state_dict())
+    inner.eval()
+    return run.history
+
+
+def _generator(seed: int, step: int, accelerator: Accelerator) -> torch.Generator:
+    """The step's own generator; dropout, which draws from the global one, gets a seed of the step's too."""
+    number = int(np.random.default_rng([19, seed, step, accelerator.process_index]).integers(2**62))
+    torch.manual_seed(number)
+    return torch.Generator().manual_seed(number)
+
+
+def _step(model, loss_of, rows, parts: int, generator, accelerator: Accelerator) -> float:
+    """Gradients of one batch, computed in parts; -> its mean loss over all processes."""
+    total = torch.zeros((), device=accelerator.device)
+    for k, part in enumerate(np.array_split(rows, parts)):
+        with accelerator.no_sync(model) if k < parts - 1 else nullcontext():
+            with accelerator.autocast():
+                loss = loss_of(model, part, generator) * (len(part) / len(rows))
+            accelerator.backward(loss)
+            total += loss.detach().float()
+    return float(accelerator.reduce(total, "mean"))
+
+
+def _report(run: _Run, rate: float, model: nn.Module, validate) -> dict[str, float]:
+    row = {"step": run.step, "lr": rate, "loss": math.fsum(run.recent) / len(run.recent)}
+    run.recent = []
+    if validate is not None:
+        model.eval()
+        with torch.no_grad():
+            row |= validate(model)
+    return row
+
+
+def _save(path: Path, stamp: str, run: _Run, inner, average, optimiser, accelerator: Accelerator) -> None:
+    state = {
+        "stamp": stamp, "step": run.step, "history": run.history, "recent": run.recent, "model": inner.state_dict(),
+        "average": average.state_dict() if average is not None else None, "optimiser": optimiser.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    torch.save(state, aside)
+    os.replace(aside, path)
+
+
+def _resume(path: Path, stamp: str, inner, average, optimiser, accelerator: Accelerator) -> _Run:
+    """Load the checkpoint of this very run, if there is one that can be read."""
+    if not path.is_file():
+        return _Run()
+    try:
+        state = torch.load(path, map_location=accelerator.device, weights_only=True)
+    except Exception:  # noqa: BLE001 - whatever is wrong with a checkpoint, the run can start afresh
+        return _Run()
+    if state.get("stamp") != stamp:
+        return _Run()
+    inner.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    if average is not None:
+        average.load_state_dict(state["average"])
+    if accelerator.scaler is not None and state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return _Run(state["step"], state["history"], state["recent"])
+
+
+def batches(count: int, batch: int) -> Iterator[range]:
+    """0..count-1 in consecutive ranges of at most ``batch``."""
+    for start in range(0, count, batch):
+        yield range(start, min(count, start + batch))

@@ -1,0 +1,116 @@
+"""Spread shards of work over processes: one per core on a CPU, one per GPU otherwise.
+
+Every worker builds its own model once and computes whole shards, each of which is a function of its samples alone; so
+the files are the same whatever the number of workers. On a CPU a worker computes with one thread: small kernels gain
+little from a second one, and their rounding would depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from maskmill.cli import die_with_parent
+from maskmill.errors import UserError
+
+T = TypeVar("T")
+DEATHS = 3  # times that dead workers are replaced before a stage gives up
+
+_work: Callable[[Any], Any] | None = None  # in a worker process: what it does with a shard
+
+
+def devices(device: str, workers: int) -> list[str]:
+    """The device of each worker: all GPUs for ``cuda``, the one that is named for ``cuda:1``, ``workers`` CPU cores."""
+    if device == "cpu":
+        return ["cpu"] * workers
+    if device == "cuda":
+        import torch
+
+        return [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    return [device]
+
+
+def run(
+    make: Callable[..., Callable[[T], Any]],
+    arguments: Sequence[Any],
+    jobs: Iterable[T],
+    places: Sequence[str],
+    done: Callable[[T, Any], None],
+) -> None:
+    """Do every job in one of the workers.
+
+    Args:
+        make: ``make(*arguments, device)`` -> what a worker does with a job; called in each worker before its first
+            one. It, the jobs and what they return must be picklable.
+        jobs: each a whole unit of work whose result is on disk when it returns.
+        places: device of each worker; with one of them, or one job, everything runs in this process.
+        done: called in this process with each finished job and what it returned, in order of completion.
+
+    Raises:
+        UserError: what ``make`` or a job raised; or workers died, of memory for instance, more than ``DEATHS`` times.
+            Jobs that a dead worker left are done by others.
+    """
+    jobs = list(jobs)
+    if not jobs:
+        return
+    if len(places) == 1 or len(jobs) == 1:
+        work = _made(make, arguments, places[0])
+        for job in jobs:
+            done(job, work(job))
+        return
+    places = places[: len(jobs)]
+    forks = places[0] == "cpu" and sys.platform.startswith("linux")  # CUDA does not survive a fork
+    context = multiprocessing.get_context("fork" if forks else "spawn")
+    left = dict(enumerate(jobs))
+    for _ in range(DEATHS + 1):
+        taken = context.SimpleQueue()
+        for place in places:
+            taken.put(place)
+        with ProcessPoolExecutor(len(places), context, _join, (make, arguments, taken)) as pool:
+            futures = {pool.submit(_do, job): k for k, job in left.items()}
+            try:
+                for future in as_completed(futures):
+                    result = future.result()
+                    done(left.pop(futures[future]), result)
+                return
+            except BrokenProcessPool:
+                print(f"a worker died; {len(left)} shards are left", file=sys.stderr)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # one bad sample is enough: do not compute the rest first
+                raise
+    raise UserError(
+        f"expected workers that live, {DEATHS + 1} times one died; is there memory for {len(places)} of them? "
+        "MASKMILL_WORKERS=1 asks for one"
+    )
+
+
+def _do(job: Any) -> Any:
+    return _work(job)
+
+
+def _join(make: Callable, arguments: Sequence[Any], places: Any) -> None:
+    """Make a new process a worker."""
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
+    die_with_parent(always=True)
+    place = places.get()
+
+    def first(job: Any) -> Any:  # an error in the first job reaches the caller, one in this function would not
+        global _work
+        _work = _made(make, arguments, place)
+        return _work(job)
+
+    _work = first
+
+
+def _made(make: Callable, arguments: Sequence[Any], place: str) -> Callable[[Any], Any]:
+    import torch
+
+    if place == "cpu":
+        torch.set_num_threads(1)
+    return make(*arguments, place)

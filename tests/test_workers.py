@@ -1,0 +1,138 @@
+"""Work spread over processes: the same results however many there are, and what becomes of those that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from maskmill import workers
+from maskmill.errors import UserError
+
+JOBS = list(range(7))
+
+
+class Square:
+    """Writes the square of a job into a file of its own, and keeps count of itself; sees to some jobs in other ways."""
+
+    def __init__(self, folder: Path, how: str, device: str) -> None:
+        self.folder, self.how, self.device, self.seen = folder, how, device, 0
+        if how == "no model":
+            raise UserError("model.id nowhere: expected a model")
+        if how == "broken":
+            raise ZeroDivisionError("not the user's fault")
+        (folder / f"made-{os.getpid()}").touch()
+
+    def __call__(self, job: int) -> tuple[int, str]:
+        import torch
+
+        assert torch.get_num_threads() == 1
+        self.seen += 1
+        if job == 3 and self.how == "refuses":
+            raise UserError("sample 3: expected an image")
+        if job == 3 and (self.how == "always dies" or self.how == "dies once" and not self.mark()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(self.folder / f"job-{job}", "a") as file:
+            file.write(str(job**2))
+        return job**2, self.device
+
+    def mark(self) -> bool:
+        """Whether it was there already."""
+        path = self.folder / "died"
+        there = path.exists()
+        path.touch()
+        return there
+
+
+def run(folder: Path, how: str, count: int, jobs: list[int] = JOBS) -> list[tuple[int, tuple[int, str]]]:
+    """-> (job, result) in order of completion."""
+    found = []
+    workers.run(Square, (folder, how), jobs, ["cpu"] * count, lambda job, result: found.append((job, result)))
+    return found
+
+
+def written(folder: Path) -> dict[str, str]:
+    return {p.name: p.read_text() for p in folder.glob("job-*")}
+
+
+def made(folder: Path) -> set[int]:
+    """The processes in which a worker was made."""
+    return {int(p.name.removeprefix("made-")) for p in folder.glob("made-*")}
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """``run`` in one process leaves it with one thread; so do these tests."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+EXPECTED = [(job, (job**2, "cpu")) for job in JOBS]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_every_job_is_done_once_however_many_workers(tmp_path, count):
+    assert sorted(run(tmp_path, "", count)) == EXPECTED
+    assert written(tmp_path) == {f"job-{job}": str(job**2) for job in JOBS}
+    if count == 1:
+        assert made(tmp_path) == {os.getpid()}
+    else:
+        assert os.getpid() not in made(tmp_path) and 1 <= len(made(tmp_path)) <= min(count, len(JOBS))
+
+
+def test_one_worker_keeps_to_the_order_and_one_job_needs_no_process(tmp_path):
+    assert run(tmp_path, "", 1) == EXPECTED
+    assert run(tmp_path, "", 3, [5]) == [(5, (25, "cpu"))] and made(tmp_path) == {os.getpid()}
+
+
+def test_without_jobs_nothing_is_made(tmp_path):
+    assert run(tmp_path, "broken", 3, []) == []
+
+
+def test_a_worker_that_dies_once_is_replaced_and_nothing_is_lost(tmp_path, capfd):
+    assert sorted(run(tmp_path, "dies once", 3)) == EXPECTED
+    assert set(written(tmp_path)) == {f"job-{job}" for job in JOBS} and (tmp_path / "died").exists()
+    assert "a worker died; " in capfd.readouterr().err
+
+
+def test_workers_that_always_die_end_in_one_line(tmp_path, capfd):
+    with pytest.raises(UserError, match=r"4 times one died; is there memory for 3.*MASKMILL_WORKERS=1") as error:
+        run(tmp_path, "always dies", 3)
+    assert "\n" not in str(error.value) and capfd.readouterr().err.count("a worker died") == workers.DEATHS + 1
+    assert "job-3" not in written(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("how", "kind", "said"),
+    [("refuses", UserError, "sample 3: expected an image"), ("no model", UserError, "model.id nowhere: expected a mod"),
+     ("broken", ZeroDivisionError, "not the user's fault")],
+)  # fmt: skip
+def test_an_error_in_a_job_or_in_the_making_of_a_worker_comes_through_as_itself(
+    tmp_path, capfd, how, kind, said, count
+):
+    with pytest.raises(kind, match=said):
+        run(tmp_path, how, count)
+    assert "died" not in capfd.readouterr().err
+
+
+def test_what_done_raises_ends_the_run(tmp_path):
+    def full(job, result):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        workers.run(Square, (tmp_path, ""), JOBS, ["cpu"] * 2, full)
+
+
+def test_places(monkeypatch):
+    import torch
+
+    assert workers.devices("cpu", 3) == ["cpu"] * 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert workers.devices("cuda", 8) == ["cuda:0", "cuda:1"]
+    assert workers.devices("cuda:1", 8) == ["cuda:1"] and workers.devices("mps", 8) == ["mps"]
