@@ -7,7 +7,7 @@ cells of one picture, on one thread. ``bare`` is the product of the matrices of 
 other. ``match`` normalises, takes the maximum per class, averages the extractors, and finds the deciding and the second
 prototype of each cell. ``with background`` has as many background prototypes again, beside a product of that size. The
 memory line (Linux) is the peak of a process that matches, above what it held before, for several budgets.
-About 45 seconds. Expect ratios well below 1.5, and memory that follows the budget.
+About 70 seconds on a free core. Expect ratios well below 1.5, and memory that follows the budget.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=768)
     parser.add_argument("--extractors", type=int, default=3)
     parser.add_argument("--side", type=int, default=64, help="of the grid of cells")
-    parser.add_argument("--rounds", type=int, default=3, help="timings of each, taken in turns")
+    parser.add_argument("--rounds", type=int, default=2, help="timings of each, taken in turns")
     args = parser.parse_args()
     torch.set_num_threads(1)
     made = made_up(args.classes, args.prototypes, args.channels, args.extractors)

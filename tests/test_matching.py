@@ -229,6 +229,11 @@ def test_the_explanation_of_a_region(classes, features):
     counts = [p["cells"] for p in said["label"]["prototypes"]]
     assert counts == sorted(counts, reverse=True)
     assert len(explain(found, vocabulary, region, 1, most=1)["label"]["prototypes"]) == 1
+    seconds = found.second[1].numpy()[labels == most]
+    second = np.bincount(seconds).argmax()
+    assert said["runner_up"]["class"] == vocabulary.names[second]
+    assert said["runner_up"]["cells"] == (seconds == second).sum() < len(seconds)
+    assert sum(p["cells"] for p in said["runner_up"]["prototypes"]) == said["runner_up"]["cells"]
     first = said["label"]["prototypes"][0]
     link = vocabulary.links[next(i for i, (name, _, _) in enumerate(vocabulary.links)
                                  if (name, vocabulary.numbers[i]) == (first["class"], first["number"]))][2]  # fmt: skip

@@ -12,7 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import pytest
 import yaml
 
 from maskmill import params, profiles
+from tests import warm
 from tests.closure import ROOT, imported_files
 from tests.running import run_stage
 
@@ -341,7 +344,7 @@ class Clone:
     """A fresh repository with the files of this one, smoke profile, and a random miniature as pretrain's output."""
 
     def __init__(self, folder: Path, model: Path) -> None:
-        self.folder = folder
+        self.folder, self.path = folder, f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
                                 check=True, capture_output=True, text=True)  # fmt: skip
         for name in listed.stdout.split("\0"):
@@ -355,12 +358,27 @@ class Clone:
         self.python("-m", "maskmill.profiles", "smoke")
         self.dvc("commit", "-f", "-q", "pretrain")
 
-    def call(self, *command: str) -> str:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    def environment(self) -> dict[str, str]:
         env = {k: v for k, v in os.environ.items() if k not in SCRATCH_ENVIRONMENT}
-        env |= {"PATH": path, "OMP_NUM_THREADS": "1", "MASKMILL_DEVICE": "cpu", "HF_HUB_OFFLINE": "1",
-                "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "1"}  # fmt: skip
-        got = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
+        return env | {"PATH": self.path, "OMP_NUM_THREADS": "1", "MASKMILL_DEVICE": "cpu", "HF_HUB_OFFLINE": "1",
+                      "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "1"}  # fmt: skip
+
+    @contextmanager
+    def with_warm_stages(self) -> Iterator[None]:
+        """Stages start from a process that has imported this clone's library, see ``tests.warm``."""
+        with tempfile.TemporaryDirectory() as place:  # a short path, as a socket needs
+            server = warm.start(Path(place), self.environment())
+            before, self.path = self.path, f"{place}{os.pathsep}{self.path}"
+            try:
+                yield
+            finally:
+                self.path = before
+                if server is not None:
+                    server.kill()
+                    server.wait()
+
+    def call(self, *command: str) -> str:
+        got = subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True)
         assert got.returncode == 0, f"{' '.join(command)}\n{got.stdout}\n{got.stderr}"
         return got.stdout
 
@@ -378,7 +396,8 @@ def ran(printed: str) -> list[str]:
 def test_a_whole_run_twice_and_after_a_change(tmp_path, tiny_model):
     clone = Clone(tmp_path / "a path with spaces", tiny_model)
     weights = (clone.folder / "data/mini/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
-    first = ran(clone.dvc("repro"))
+    with clone.with_warm_stages():
+        first = ran(clone.dvc("repro"))
     stages = read_pipeline("dvc.yaml").keys()
     assert sorted(first) == sorted(stages - {"pretrain"})
     assert (clone.folder / "data/mini/unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == weights

@@ -227,13 +227,14 @@ def test_maskcut_first_cut_beside_the_textbook():
 
 
 def test_maskcut_gives_the_thing_not_the_ground_around_it():
-    """The larger side is the ground here and holds all corners, whichever side the eigenvector peaks on."""
+    """The eigenvector peaks on the smaller side, which here is the ground; it holds all corners."""
     features = np.zeros((2, 8, 8), np.float32)
     features[0] = 1
-    features[:, 2:7, 2:7] = np.array([0, 1])[:, None, None]  # 25 of 64 cells
+    features[:, 1:7, 1:7] = np.array([0, 1])[:, None, None]  # 36 of 64 cells
     thing = np.zeros((8, 8), bool)
-    thing[2:7, 2:7] = True
+    thing[1:7, 1:7] = True
     assert (maskcut({"feature_8_0": features}, (8, 8), count=1)[0] == thing).all()
+    assert (maskcut({"feature_8_0": features}, (8, 8), count=1, corners=5)[0] == ~thing).all()
 
 
 def test_maskcut_keeps_the_connected_part():

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from maskmill.errors import UserError
-from maskmill.segmenters.windows import cut, enlarge, label_map, merge, plan
+from maskmill.segmenters.matching import Vocabulary, match
+from maskmill.segmenters.prototypes import ClassPrototypes, Link
+from maskmill.segmenters.windows import cells_at, cut, enlarge, label_map, merge, plan
 
 
 def slow_merge(per_lattice, views) -> torch.Tensor:
@@ -133,6 +135,40 @@ def test_a_constant_stays_and_each_view_counts_the_same():
     values = torch.tensor([0.0, 1, 2, 3, 4]).view(5, 1, 1, 1)  # the whole, then four quarters
     wanted = torch.tensor([[0.5, 1.0], [1.5, 2.0]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
     assert merge(values, views)[0].numpy() == pytest.approx(wanted.numpy(), abs=1e-6)
+
+
+def test_cells_at_a_place():
+    views = plan(8, 8, short=0, sizes=(4,), stride=2)  # the whole, and 3x3 windows
+    assert cells_at(views, 0.05, 0.95, (2, 2)) == [(0, 0, 1), (3, 0, 1)]
+    assert cells_at(views, 0.45, 0.45, (4, 4)) == [(0, 1, 1), (1, 3, 3), (2, 3, 1), (4, 1, 3), (5, 1, 1)]
+    numbers = {number for number, _, _ in cells_at(views, 0.3, 0.7, (4, 4))}
+    held = {i for i, (top, left, h, w) in enumerate(views.boxes()) if top <= 2.4 <= top + h and left <= 5.6 <= left + w}
+    assert numbers == held
+    assert cells_at(views, 1.0, 1.0, (3, 3)) == [(0, 2, 2), (9, 2, 2)]
+
+
+def test_a_picture_through_all_its_windows():
+    """Views cut, each matched on a grid of its own mean colours, merged, and labelled at the picture's size."""
+    colours = {"dog": (200, 30, 30), "bird": (40, 60, 220), "ground": (90, 160, 60)}
+    image = np.full((60, 90, 3), colours["ground"], np.uint8)
+    image[20:45, 10:35], image[10:40, 55:80] = colours["dog"], colours["bird"]
+    wanted = np.zeros((60, 90), np.uint8)
+    wanted[20:45, 10:35], wanted[10:40, 55:80] = 2, 1
+
+    def features(pictures: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+        return F.interpolate(x, (20, 20), mode="area")
+
+    def prototypes(name: str) -> ClassPrototypes:
+        links = [Link("class", ground, name, {}, (0, 0), 1) for ground in ("foreground", "background")]
+        return ClassPrototypes(name, {"c": np.array([colours[name], colours["ground"]], np.float32)}, {"c": links})
+
+    vocabulary = Vocabulary([prototypes("bird"), prototypes("dog")])
+    views = plan(60, 90, short=40, sizes=(40, 30), stride=10)
+    found = [match({"c": features(pictures)}, vocabulary).similarity for pictures in cut(image, views)]
+    labels = label_map(merge(found, views), (60, 90))
+    assert labels.shape == (60, 90) and (labels == wanted).mean() > 0.96
+    assert (labels[25:40, 15:30] == 2).all() and (labels[15:35, 60:75] == 1).all() and (labels[50:] == 0).all()
 
 
 # --- the picture's own size -------------------------------------------------------------------------------------------

@@ -158,6 +158,25 @@ def _placed(starts: Sequence[int], size: int, cells: int, side: int, device: tor
     return out.flatten(1)
 
 
+def cells_at(views: Plan, row: float, column: float, grid: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """What each view saw at a place, for explanations.
+
+    Args:
+        row, column: of the place as shares of the picture's height and width, in 0..1.
+        grid: (a, b) cells of every view.
+
+    Returns:
+        (number of the view in the order of ``Plan.boxes``, row and column of its cell), for the views that hold it.
+    """
+    y, x = row * views.shape[0], column * views.shape[1]
+    out = []
+    for number, (top, left, height, width) in enumerate(views.boxes()):
+        down, right = (y - top) / height, (x - left) / width  # shares of the view
+        if 0 <= down <= 1 and 0 <= right <= 1:
+            out.append((number, min(int(down * grid[0]), grid[0] - 1), min(int(right * grid[1]), grid[1] - 1)))
+    return out
+
+
 def enlarge(similarity: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(K, h, w) float32 -> (K, H, W), bilinear, smoothed where an axis shrinks."""
     down, right = (_interpolation(a, b, similarity.device) for a, b in zip(similarity.shape[1:], size, strict=True))
