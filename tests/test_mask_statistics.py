@@ -45,7 +45,7 @@ def test_two_sets_are_compared_and_drawn_whatever_the_number_of_workers(place):
     assert seen[0].keys() == {"m.json", *(f"{n}.{e}" for n in FIGURES for e in ("csv", "png"))}
 
     found = json.loads((place / "m.json").read_text())
-    assert list(found) == ["ours", "reference", "distance", "protocol"]
+    assert list(found) == ["ours", "reference", "distance", "protocol", "dataset"] and found["dataset"] == ""
     items, seed = read_table(place / "world"), params.load(ROOT / "params.yaml").seed
     measured = [measure(read_mask(place / "world" / i.mask), read_image(place / "world" / i.image)) for i in items]
     for name, expected in (("reference", measured), ("ours", [None, *measured[1:]])):
