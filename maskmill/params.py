@@ -146,6 +146,7 @@ class Prompts:
 @dataclass(frozen=True)
 class Generate:
     steps: Count
+    solver: Literal["ddim", "dpmsolver++"]
     guidance: Weight
     negative: str
     filter: Share

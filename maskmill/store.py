@@ -168,6 +168,11 @@ def hash_tree(folder: str | Path) -> str:
     return hashlib.sha256(canonical_json(rows).encode()).hexdigest()
 
 
+def model_stamp(model_id: str, revision: str) -> object:
+    """What identifies a model's weights: the files of a local folder, or the hub id and revision."""
+    return hash_tree(model_id) if Path(model_id).is_dir() else [model_id, revision]
+
+
 def code_hashes(*modules: str) -> dict[str, str]:
     """Module name -> SHA-256 of its source file, for fingerprints; the modules must be imported already."""
     return {name: hash_file(sys.modules[name].__file__) for name in sorted(modules)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -223,9 +223,3 @@ def _resume(path: Path, stamp: str, inner, average, optimiser, accelerator: Acce
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     return _Run(state["step"], state["history"], state["recent"])
-
-
-def batches(count: int, batch: int) -> Iterator[range]:
-    """0..count-1 in consecutive ranges of at most ``batch``."""
-    for start in range(0, count, batch):
-        yield range(start, min(count, start + batch))

@@ -2,12 +2,14 @@
 
 Every worker builds its own model once and computes whole shards, each of which is a function of its samples alone; so
 the files are the same whatever the number of workers. On a CPU a worker computes with one thread: small kernels gain
-little from a second one, and their rounding would depend on how many there are.
+little from a second one, and their rounding would depend on how many there are. Within a worker samples go through the
+model in batches of one size.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +24,50 @@ T = TypeVar("T")
 DEATHS = 3  # times that dead workers are replaced before a stage gives up
 
 _work: Callable[[Any], Any] | None = None  # in a worker process: what it does with a shard
+_fits: int | None = None  # in a process whose GPU ran out of memory: the batch that did not
+
+
+def pin(device: str) -> None:
+    """One thread on a CPU, for stages that compute in their own process: their rounding would depend on how many there
+    are, and a second one is little gain for a small model and a loss beside other work."""
+    if device == "cpu" and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    elif device == "cpu":
+        os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, which some stages never do
+
+
+def in_batches(count: int, batch: int, compute: Callable[[list[int]], Sequence[T]]) -> list[T]:
+    """``compute`` on the indices 0..count-1, always ``batch`` of them: the last ones are filled up by repeating.
+
+    Kernels round differently for different batch sizes; with one size a sample is the same bits wherever it stands.
+    A GPU that runs out of memory gets half as many from then on, in this process, down to one; that moves the rounding
+    of its samples and nothing else.
+
+    Args:
+        compute: indices -> one result for each of them.
+
+    Raises:
+        UserError: there is not even memory for one sample.
+    """
+    import torch
+
+    global _fits
+    results: list[T] = []
+    while len(results) < count:
+        size = min(batch, _fits or batch)
+        new = list(range(len(results), min(count, len(results) + size)))
+        try:
+            found = compute(new + [new[-1]] * (size - len(new)))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise UserError(f"out of memory with one sample at a time (MASKMILL_BATCH is {batch}): expected a GPU "
+                                "with more, model.dtype float16, or a smaller generate.size") from None  # fmt: skip
+            _fits = size // 2
+            torch.cuda.empty_cache()
+            print(f"out of memory with a batch of {size}; going on with {_fits}", file=sys.stderr)
+            continue
+        results += found[: len(new)]
+    return results
 
 
 def devices(device: str, workers: int) -> list[str]:
@@ -109,8 +155,5 @@ def _join(make: Callable, arguments: Sequence[Any], places: Any) -> None:
 
 
 def _made(make: Callable, arguments: Sequence[Any], place: str) -> Callable[[Any], Any]:
-    import torch
-
-    if place == "cpu":
-        torch.set_num_threads(1)
+    pin(place)
     return make(*arguments, place)

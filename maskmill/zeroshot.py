@@ -85,7 +85,9 @@ class ZeroShot:
         return np.concatenate(out)
 
 
-def pick_words(zero_shot: ZeroShot, images: Iterable[np.ndarray], words: Sequence[str]) -> list[tuple[str, float]]:
+def pick_words(
+    zero_shot: ZeroShot, images: Iterable[np.ndarray], words: Sequence[str], least: bool = False
+) -> list[tuple[str, float]]:
     """The word of each picture and its probability, 0..1: the CLIP-classifiable prior.
 
     P(word) is the sum over the labels that become it. Labels exclude one another, so this is the probability that one
@@ -97,13 +99,14 @@ def pick_words(zero_shot: ZeroShot, images: Iterable[np.ndarray], words: Sequenc
         zero_shot: a classifier over fine labels.
         images: (H, W, 3) uint8 each; an iterator is read batch by batch.
         words: what each of its classes becomes, in their order (``maskmill.labels.LabelSet.words``).
+        least: the least probable word instead, for a word that the picture does not show.
     """
     names = list(dict.fromkeys(words))
     of_label = [names.index(word) for word in words]
     picks = []
     for row in zero_shot.probabilities(images):
         summed = np.bincount(of_label, row)  # (words,)
-        best = int(summed.argmax())
+        best = int(summed.argmin() if least else summed.argmax())
         picks.append((names[best], float(summed[best])))
     return picks
 

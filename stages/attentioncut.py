@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from maskmill import store
+from maskmill import store, workers
 from maskmill.cli import die_with_parent, progress, stage_arguments, worker_count, write_atomically
 from maskmill.datasets.table import Item, item_rng, read_image, read_table, save_png
 from maskmill.errors import UserError, exit_cleanly
@@ -31,38 +30,38 @@ CHUNK = 50
 FLAGS = ("no_boundary", "constant_map", "empty", "full")
 
 
-def cut_chunk(records: Path, ids: list[str], images: list[Path], params: Params, out: Path) -> list[dict]:
-    """Cut some pictures and write their files; -> their rows of index.csv."""
-    shards, settings = store.Store(records), CutParams(**vars(params.attentioncut))
-    layers = shards.meta["self_layers"]
-    rows = []
-    for id, path in zip(ids, images, strict=True):
-        image = read_image(path)
-        cut = attention_cut(shards.read(id), image, settings, item_rng(params.seed, id), layers)
-        soft, mask = refine.refine(cut.objectness, cut.mask, image, params.postprocess)
-        save_png(mask, out / "masks" / f"{id}.png")
-        save_png(np.rint(soft * 255).astype(np.uint8), out / "soft" / f"{id}.png")
-        rows.append({"sample_id": id, "area": round(float(mask.mean()), 6), "seeds": len(cut.boundary),
-                     "energy": round(cut.energy, 4), "flags": " ".join(cut.flags)})  # fmt: skip
-    return rows
+class Cutter:
+    """One worker: cuts some pictures and writes their files; -> their rows of index.csv."""
+
+    def __init__(self, images: Path, records: Path, params: Params, out: Path, device: str) -> None:
+        self.images, self.params, self.out = images, params, out
+        self.records, self.settings = store.Store(records), CutParams(**vars(params.attentioncut))
+
+    def __call__(self, items: list[Item]) -> list[dict]:
+        layers, rows = self.records.meta["self_layers"], []
+        for item in items:
+            id, image = item.sample_id, read_image(self.images / item.image)
+            cut = attention_cut(self.records.read(id), image, self.settings, item_rng(self.params.seed, id), layers)
+            soft, mask = refine.refine(cut.objectness, cut.mask, image, self.params.postprocess)
+            save_png(mask, self.out / "masks" / f"{id}.png")
+            save_png(np.rint(soft * 255).astype(np.uint8), self.out / "soft" / f"{id}.png")
+            rows.append({"sample_id": id, "area": round(float(mask.mean()), 6), "seeds": len(cut.boundary),
+                         "energy": round(cut.energy, 4), "flags": " ".join(cut.flags)})  # fmt: skip
+        return rows
 
 
 def cut_all(items: list[Item], images: Path, records: Path, params: Params, out: Path) -> list[dict]:
     """Cut all pictures with as many processes as there are workers; -> their rows in the order of ``items``."""
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
-    rows: list[dict] = []
-    with ProcessPoolExecutor(worker_count(), initializer=die_with_parent, initargs=(True,)) as pool:
-        jobs = [pool.submit(cut_chunk, records, [i.sample_id for i in c], [images / i.image for i in c], params,
-                            out) for c in chunks]  # fmt: skip
-        try:
-            with progress(None, "attentioncut", total=len(items), unit="mask") as bar:
-                for job in jobs:
-                    rows += job.result()
-                    bar.update(len(rows) - bar.n)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # one bad picture is enough: do not cut the rest first
-            raise
-    return rows
+    rows: dict[str, dict] = {}
+    with progress(None, "attentioncut", total=len(items), unit="mask") as bar:
+
+        def done(chunk: list[Item], found: list[dict]) -> None:
+            rows.update((row["sample_id"], row) for row in found)
+            bar.update(len(chunk))
+
+        workers.run(Cutter, (images, records, params, out), chunks, ["cpu"] * worker_count(), done)
+    return [rows[item.sample_id] for item in items]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from maskmill import world
+from maskmill import workers, world
 from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import Item, read_image, read_table
 from maskmill.diffusion.backbone import Backbone
@@ -23,8 +23,8 @@ from maskmill.errors import exit_cleanly
 from maskmill.pretraining import vae
 from maskmill.prompts import find_word
 from maskmill.report.grids import Column, Row, picture_grid
-from maskmill.report.plots import loss_curve
 from maskmill.report.summary import to_json
+from maskmill.report.training import loss_curve
 from maskmill.zeroshot import ZeroShot
 
 SCENES = 400
@@ -69,6 +69,7 @@ def main() -> None:
         {"generated": "data/generated/set", "curves": "metrics/pretrain", "metrics": "metrics"},
     )  # fmt: skip
     m, settings, folder = params.model, runtime(), Path(args.generated)
+    workers.pin(settings.device)
     items = read_table(folder)
     clip = ZeroShot(m.clip, world.CLASSES, device=settings.device)
     alone = [world.render(FIRST_SEED + i, params.world.size, 0.0) for i in range(SCENES)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from maskmill import store
+from maskmill import store, workers
 from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import read_image, read_table, save_png
 from maskmill.errors import UserError, exit_cleanly
@@ -32,6 +32,7 @@ def main() -> None:
          "out": "data/masks/world_decoder"},
     )  # fmt: skip
     folder, device = Path(args.images), runtime().device
+    workers.pin(device)
     model, config = load_model(args.model, device)
     features = None
     items = read_table(folder)

@@ -2,9 +2,9 @@
 
 Inputs:   the image set; its attention records under the right word and under an absent one; the masks of AttentionCut
           (--masks), and of the other --methods in folders whose names append _<method>
-Outputs:  metrics/summary.json (headline numbers, mean and spread over the draws), metrics/evaluate.json (everything,
-          with protocols), metrics/plots (curves as CSV and PNG). Numbers are called after the set (--name), or after
-          the data sets that it is merged of
+Outputs:  metrics/diffusionseg.json (headline numbers, mean and spread over the draws), metrics/evaluate.json
+          (everything, with protocols), metrics/plots (curves as CSV and PNG). Numbers are called after the set
+          (--name), or after the data sets that it is merged of
 Command:  python stages/evaluate.py
 Time:     about 20 seconds for 300 scenes
 Expect:   decoder above attentioncut above colour + cut; the wrong word's AUROC well below the right word's
@@ -25,7 +25,7 @@ from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks import baselines
 from maskmill.masks.attentioncut import CutParams, attention_cut, cross_map
 from maskmill.report.plots import iou_distribution, pr_curves
-from maskmill.report.summary import merge_summary, to_json
+from maskmill.report.summary import to_json
 from maskmill.scores import controls
 from maskmill.scores.runs import Prediction, pooled, postprocessing_of, saved_prediction, score_set, truth_of
 from maskmill.scores.saliency import PROTOCOL
@@ -143,9 +143,7 @@ def main() -> None:
     postprocess = {"attentioncut": postprocessing_of(masks), **postprocess}
     document = {"protocol": {**PROTOCOL, **controls.PROTOCOL}, "postprocess": postprocess, "datasets": details}
     write_atomically(metrics / "evaluate.json", to_json(document))
-    for name in details:
-        merge_summary(metrics / "summary.json", {k: v for k, v in summary.items() if k.startswith(f"{name}.")},
-                      replace_prefix=name)  # fmt: skip
+    write_atomically(metrics / "diffusionseg.json", to_json(dict(sorted(summary.items()))))
     for key in (k for k in summary if k.endswith((".iou", ".auroc", "own_object_rate"))):
         print(f"{key:36s} {summary[key]:.3f}")
 

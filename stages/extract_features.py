@@ -17,7 +17,6 @@ from pathlib import Path
 from maskmill import store, workers
 from maskmill.cli import die_with_parent, progress, runtime, stage_arguments
 from maskmill.datasets.table import Item, read_image, read_table
-from maskmill.diffusion.passes import padded_batches
 from maskmill.errors import exit_cleanly
 from maskmill.params import ExtractFeatures
 from maskmill.segmenters.extractors import Extractor, Source, locate
@@ -43,13 +42,14 @@ class ShardOfFeatures:
 
     def __call__(self, job: tuple[int, list[Item]]) -> None:
         shard, items = job
-        done = {}
-        for index, new in padded_batches(len(items), self.batch):
-            chosen = [items[i] for i in index]
-            found = self.extractor([read_image(self.folder / item.image, self.params.size) for item in chosen])
-            done |= {item.sample_id: features for item, features in zip(chosen[:new], found[:new], strict=True)}
+
+        def extract(index: list[int]) -> list[dict]:
+            return self.extractor([read_image(self.folder / items[i].image, self.params.size) for i in index])
+
+        ids = [item.sample_id for item in items]
+        done = dict(zip(ids, workers.in_batches(len(items), self.batch, extract), strict=True))
         self.shards.describe(self.extractor.meta)
-        self.shards.put(shard, [item.sample_id for item in items], done)
+        self.shards.put(shard, ids, done)
 
 
 def main() -> None:

@@ -32,11 +32,6 @@ CODE = ("maskmill.diffusion.passes", "maskmill.diffusion.capture", "maskmill.dif
         "maskmill.diffusion.backbone", "maskmill.diffusion.features")  # fmt: skip
 
 
-def model_stamp(model_id: str, revision: str) -> object:
-    """What identifies the weights: the files of a local folder, or the hub id and revision."""
-    return store.hash_tree(model_id) if Path(model_id).is_dir() else [model_id, revision]
-
-
 def check_prompts(rows: list[Row], negative: str, path: str, tokenizer) -> None:
     """Refuse prompts that the model would truncate, and class words outside of them, before anything is made."""
     try:
@@ -66,22 +61,25 @@ class Synthesiser:
 
     def __call__(self, job: tuple[int, list[Row]]) -> None:
         shard, todo = job
-        g, done = self.settings, {}
-        for index, new in passes.padded_batches(len(todo), self.batch):
+        g = self.settings
+
+        def sample(index: list[int]) -> list[tuple]:
             chosen = [todo[i] for i in index]
             pictures, records, vectors = passes.generate(
                 self.backbone, self.capture, [r.prompt for r in chosen], [(r.token_start, r.token_end) for r in chosen],
                 [r.seed for r in chosen], size=g.size, steps=g.steps, guidance=g.guidance, negative=g.negative,
-                bins=g.bins, features=self.means,
+                bins=g.bins, features=self.means, solver=g.solver,
             )  # fmt: skip
-            for k, row in enumerate(chosen[:new]):
-                save_png(pictures[k], self.images / f"{row.sample_id}.png")
-                done[row.sample_id] = (records[k], vectors[k] if vectors else None)
-        ids = [row.sample_id for row in todo]
+            return list(zip(pictures, records, vectors or [None] * len(chosen), strict=True))
+
+        found = workers.in_batches(len(todo), self.batch, sample)
+        done = dict(zip([row.sample_id for row in todo], found, strict=True))
+        for name, (picture, _, _) in done.items():
+            save_png(picture, self.images / f"{name}.png")
         if self.features is not None:
-            self.features.put(shard, ids, {i: f for i, (_, f) in done.items()})
+            self.features.put(shard, list(done), {i: f for i, (_, _, f) in done.items()})
         self.records.describe(self.capture.meta)
-        self.records.put(shard, ids, {i: r for i, (r, _) in done.items()})
+        self.records.put(shard, list(done), {i: r for i, (_, r, _) in done.items()})
 
 
 def synthesise(rows: list[Row], records, features, images: Path, params, settings: Runtime) -> None:
@@ -110,6 +108,7 @@ def judge(rows: list[Row], images: Path, params, device: str) -> pd.DataFrame:
     table = pd.DataFrame([asdict(r) for r in rows]).rename(columns=names)
     table.insert(2, "image", [f"images/{i}.png" for i in table["sample_id"]])
     if params.model.clip:
+        workers.pin(device)
         clip = ZeroShot(params.model.clip, sorted(set(table["class"])), device=device)
         pictures = (read_image(images / f"{i}.png") for i in progress(table["sample_id"], "judge", unit="image"))
         p = clip.probabilities(list(pictures))
@@ -135,7 +134,7 @@ def main() -> None:
     made_from = {k: v for k, v in asdict(params.generate).items() if k != "filter"}
     stamp = store.fingerprint(
         made_from, params.invert_features.path, asdict(params.model),
-        model_stamp(params.model.id, params.model.revision), [asdict(r) for r in rows], store.code_hashes(*CODE),
+        store.model_stamp(params.model.id, params.model.revision), [asdict(r) for r in rows], store.code_hashes(*CODE),
     )  # fmt: skip
     shutil.rmtree(out, ignore_errors=True)  # as DVC does; what is worth keeping waits in scratch
     ids = [r.sample_id for r in rows]

@@ -61,8 +61,8 @@ def select(items: list[Item], limit: int) -> list[Item]:
 def words_of(items: list[Item], prior: str, table: Path) -> list[str]:
     """The word that the model is told of each image, by a prior that needs no classifier.
 
-    ``dataset`` and ``scene``: the image's class; ``absent``: a class that it does not show, the wrong-word control;
-    ``none``: no word.
+    ``dataset`` and ``scene``: the image's class; ``absent``: a class that the set says it does not show, the wrong-word
+    control; ``none``: no word.
     """
     if prior == "none":
         return [""] * len(items)
@@ -75,17 +75,19 @@ def words_of(items: list[Item], prior: str, table: Path) -> list[str]:
 
 
 def clip_words(items: list[Item], folder: Path, params, device: str) -> list[str]:
-    """The CLIP-classifiable prior: what CLIP sees in each image, among the words of ``invert_features.labels``."""
-    name, clip = params.invert_features.labels, params.model.clip
+    """The CLIP-classifiable prior: what CLIP sees in each image, among the words of ``invert_features.labels``; under
+    the prior ``absent``, what it sees least."""
+    name, clip, prior = params.invert_features.labels, params.model.clip, params.invert_features.prior
     if not clip:
-        raise UserError("model.clip: expected a CLIP model for invert_features.prior clip, got ''")
+        raise UserError(f"model.clip: expected a CLIP model for invert_features.prior {prior}, got ''")
     if not name and any(not item.cls for item in items):
         raise UserError(f"invert_features.labels: expected imagenet or a label file, as {folder}/index.csv names no "
                         "classes, got ''")  # fmt: skip
     labels = load_labels(name) if name else plain_labels(item.cls for item in items)
+    workers.pin(device)
     judge = ZeroShot(clip, labels.labels, PRIOR_TEMPLATES, device, batch=PRIOR_BATCH)
     pictures = (read_image(folder / item.image) for item in progress(items, "prior", unit="image"))
-    return [word for word, _ in pick_words(judge, pictures, labels.words)]
+    return [word for word, _ in pick_words(judge, pictures, labels.words, least=prior == "absent")]
 
 
 def captioned(
@@ -124,18 +126,19 @@ class Inverter:
     def __call__(self, job: tuple[int, list[tuple[Item, Word]]]) -> None:
         shard, todo = job
         p, g = self.params.invert_features, self.params.generate
-        done: dict[str, tuple] = {}
-        for index, new in passes.padded_batches(len(todo), self.batch):
+
+        def follow(index: list[int]) -> list[tuple]:
             chosen = [todo[i] for i in index]
             images = np.stack([read_image(self.folder / item.image, g.size) for item, _ in chosen])
             found, vectors, errors = passes.invert(
                 self.backbone, self.capture, images, [word.caption for _, word in chosen],
                 [word.span for _, word in chosen], steps=p.steps, bins=g.bins, features=self.means,
             )  # fmt: skip
-            for k in range(new):
-                record = {**found[k], "latent_error": errors[k : k + 1]}
-                done[chosen[k][0].sample_id] = (record, vectors[k] if vectors else None)
+            records = [{**record, "latent_error": errors[k : k + 1]} for k, record in enumerate(found)]
+            return list(zip(records, vectors or [None] * len(chosen), strict=True))
+
         ids = [item.sample_id for item, _ in todo]
+        done = dict(zip(ids, workers.in_batches(len(todo), self.batch, follow), strict=True))
         if self.features is not None:
             self.features.put(shard, ids, {i: f for i, (_, f) in done.items()})
         self.records.describe(self.capture.meta)
@@ -166,11 +169,12 @@ def main() -> None:
     items = select(read_table(folder), p.limit)
     table = folder / "index.csv"
     device = runtime().device
-    words = clip_words(items, folder, params, device) if p.prior == "clip" else words_of(items, p.prior, table)
+    by_clip = p.prior == "clip" or (p.prior == "absent" and not all(item.absent for item in items))
+    words = clip_words(items, folder, params, device) if by_clip else words_of(items, p.prior, table)
     words = captioned(items, words, p.prior, p.template, load_tokenizer(m.id, m.revision), table)
     stamp = store.fingerprint(
         asdict(p), asdict(m), [g.size, g.bins, g.columns_rows, g.anchors], words,
-        store.hash_tree(m.id) if Path(m.id).is_dir() else "",
+        store.model_stamp(m.id, m.revision),
         [store.hash_file(folder / item.image) for item in items], store.code_hashes(*CODE),
     )  # fmt: skip
     jobs = {item.sample_id: (item, word) for item, word in zip(items, words, strict=True)}

@@ -2,7 +2,7 @@
 
 Inputs:   an image set (folder with index.csv), the attention records of its images and their features F^l
 Outputs:  <out>/masks: 8-bit PNG 0/255; <out>/soft: 8-bit PNG, 128 where both labels are equally good; <out>/index.csv:
-          area and flags; <out>/postprocess.txt: what was done to the masks afterwards, where anything was
+          area and flags; <out>/postprocess.txt: what was done to the masks afterwards
 Command:  python stages/rivals.py --rivals.method crf --out data/masks/world_crf
 Time:     300 pictures of the miniature on two cores: about 10 seconds; with Stable Diffusion's features and a working
           grid of 64x64 cells, on one core: kmeans 1 second a picture, crf 0.5, ncut 6
@@ -13,13 +13,12 @@ Expect:   one mask per record that also has features; what method does what is t
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from maskmill import store
+from maskmill import store, workers
 from maskmill.cli import die_with_parent, progress, stage_arguments, worker_count, write_atomically
 from maskmill.datasets.table import Item, item_rng, read_image, read_table, save_png
 from maskmill.errors import UserError, exit_cleanly
@@ -31,47 +30,48 @@ from maskmill.params import Params
 CHUNK = 20
 
 
-def segment_chunk(
-    items: list[Item], images: Path, records: Path, features: Path, params: Params, out: Path
-) -> list[dict]:
-    """Segment some pictures and write their files; -> their rows of index.csv."""
-    attention, levels = store.Store(records), store.Store(features)
-    size = getattr(params.rivals, params.rivals.method).size
-    cut, rows = params.attentioncut, []
-    for item in items:
-        id, image, vectors = item.sample_id, read_image(images / item.image), levels.read(item.sample_id)
-        start = int(item_rng(params.seed, id).integers(2**31))
-        try:
-            side = rivals.working_side(vectors, size)
-            cross = cross_map(attention.read(id), (side, side), cut.top_k, cut.t_max)
-            found = rivals.segment(vectors, cross, image, params.rivals, start)
-        except UserError as error:
-            raise UserError(f"{id}: {error}") from None
-        soft, mask = refine(found.soft, found.mask, image, params.postprocess)
-        save_png(mask, out / "masks" / f"{id}.png")
-        save_png(np.rint(soft * 255).astype(np.uint8), out / "soft" / f"{id}.png")
-        flags = [] if cross.any() else ["constant_map"]
-        if not mask.any() or mask.all():
-            flags.append("full" if mask.any() else "empty")
-        rows.append({"sample_id": id, "area": round(float(mask.mean()), 6), "flags": " ".join(flags)})
-    return rows
+class Rival:
+    """One worker: segments some pictures and writes their files; -> their rows of index.csv."""
+
+    def __init__(self, images: Path, records: Path, features: Path, params: Params, out: Path, device: str) -> None:
+        self.images, self.params, self.out = images, params, out
+        self.attention, self.levels = store.Store(records), store.Store(features)
+
+    def __call__(self, items: list[Item]) -> list[dict]:
+        cut, p = self.params.attentioncut, self.params.rivals
+        rows = []
+        for item in items:
+            id, image = item.sample_id, read_image(self.images / item.image)
+            vectors = self.levels.read(id)
+            start = int(item_rng(self.params.seed, id).integers(2**31))
+            try:
+                side = rivals.working_side(vectors, getattr(p, p.method).size)
+                cross = cross_map(self.attention.read(id), (side, side), cut.top_k, cut.t_max)
+                found = rivals.segment(vectors, cross, image, p, start)
+            except UserError as error:
+                raise UserError(f"{id}: {error}") from None
+            soft, mask = refine(found.soft, found.mask, image, self.params.postprocess)
+            save_png(mask, self.out / "masks" / f"{id}.png")
+            save_png(np.rint(soft * 255).astype(np.uint8), self.out / "soft" / f"{id}.png")
+            flags = [] if cross.any() else ["constant_map"]
+            if not mask.any() or mask.all():
+                flags.append("full" if mask.any() else "empty")
+            rows.append({"sample_id": id, "area": round(float(mask.mean()), 6), "flags": " ".join(flags)})
+        return rows
 
 
 def segment_all(items: list[Item], *inputs: object) -> list[dict]:
-    """``segment_chunk`` in as many processes as there are workers; -> the rows in the order of ``items``."""
+    """All pictures with as many processes as there are workers; -> their rows in the order of ``items``."""
     chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
-    rows: list[dict] = []
-    with ProcessPoolExecutor(worker_count(), initializer=die_with_parent, initargs=(True,)) as pool:
-        jobs = [pool.submit(segment_chunk, chunk, *inputs) for chunk in chunks]
-        try:
-            with progress(None, "rivals", total=len(items), unit="mask") as bar:
-                for job in jobs:
-                    rows += job.result()
-                    bar.update(len(rows) - bar.n)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # one bad picture is enough: do not segment the rest first
-            raise
-    return rows
+    rows: dict[str, dict] = {}
+    with progress(None, "rivals", total=len(items), unit="mask") as bar:
+
+        def done(chunk: list[Item], found: list[dict]) -> None:
+            rows.update((row["sample_id"], row) for row in found)
+            bar.update(len(chunk))
+
+        workers.run(Rival, inputs, chunks, ["cpu"] * worker_count(), done)
+    return [rows[item.sample_id] for item in items]
 
 
 def main() -> None:
@@ -89,8 +89,7 @@ def main() -> None:
     with store.fresh_folder(out) as folder:
         rows = segment_all(items, images, records, features, params, folder)
         write_atomically(folder / "index.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-        if (done := describe(params.postprocess)) != "none":
-            write_atomically(folder / "postprocess.txt", done + "\n")
+        write_atomically(folder / "postprocess.txt", describe(params.postprocess) + "\n")
     flags = Counter(flag for row in rows for flag in row["flags"].split())
     print(f"{out}: {len(rows)} masks by {params.rivals.method}, {flags['empty']} empty, {flags['full']} full")
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maskmill import store, training
+from maskmill import store, training, workers
 from maskmill.cli import die_with_parent, progress, runtime, stage_arguments
 from maskmill.datasets.table import Item, read_table
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.prompts import find_word
-from maskmill.report.plots import training_curve
+from maskmill.report.training import training_curve
 from maskmill.segmenters.models import build, save_model
 from maskmill.segmenters.pairs import Pairs, augment, channel_statistics, mask_path, segment_loss, validation_scores
 
@@ -66,6 +66,7 @@ def main() -> None:
          "curve": "metrics/training/decoder"},
     )  # fmt: skip
     p, settings, folder = params.train_decoder, runtime(), Path(args.images)
+    workers.pin(settings.device)
     if p.model == "fcn" and not args.features:
         raise UserError("--features: expected a store of features for train_decoder.model fcn, got ''")
     features = store.Store(args.features) if p.model == "fcn" else None

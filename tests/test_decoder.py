@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch
 import torch
 from torch.nn import functional
 
@@ -192,7 +193,7 @@ def test_a_trained_net_is_read_without_asking_for_downloaded_weights(tmp_path, m
             asked.append((encoder_name, encoder_weights, in_channels, classes))
             super().__init__(1, 1)
 
-    monkeypatch.setitem(models.END_TO_END, "unet", Net)
+    monkeypatch.setattr(segmentation_models_pytorch, "Unet", Net)
     config = {**NET, "encoder_weights": "imagenet"}
     models.save_model(models.build(config), config, tmp_path)
     assert models.load_model(tmp_path)[1] == config

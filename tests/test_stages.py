@@ -143,6 +143,20 @@ def test_the_words_that_images_are_inverted_with(place, done, tiny_model, world_
     assert same == [captions[k] == f"a photo of a {i.cls}" for k, i in enumerate(items)]
 
 
+def test_without_a_word_of_the_set_the_absent_one_is_what_clip_sees_least(place, tiny_model, world_set):
+    items = [replace(item, image=str(world_set / item.image), mask="", labels="", absent="") for item in
+             read_table(world_set)]  # fmt: skip
+    (place / "sets").mkdir()
+    (place / "sets/index.csv").write_text(table_csv(items))
+    got = run_stage("invert_features", "--images", "sets", "--invert_features.prior", "absent",
+                    "--no-invert_features.features", "--out", "out", cwd=place)  # fmt: skip
+    assert got.code == 0, got.err
+    classes = sorted({item.cls for item in items})
+    p = ZeroShot(str(tiny_model / "clip"), classes, PRIOR_TEMPLATES).probabilities([read_image(i.image) for i in items])
+    words = [row["word"] for row in csv.DictReader(open(place / "out/index.csv"))]
+    assert words == [classes[k] for k in p.argmin(1)] and words != [classes[k] for k in p.argmax(1)]
+
+
 def write_prompts(path: Path, rows: list[list[object]]) -> None:
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
@@ -376,7 +390,7 @@ def test_tau_without_a_boundary_falls_back_and_is_counted(place, done):
 
 
 def test_each_data_set_is_scored_apart_and_one_of_boxes_by_corloc_alone(place, done, world_set):
-    """The curves of an earlier run go, the numbers of another set stay."""
+    """The curves and the numbers of an earlier run go."""
     records = done / "data/inverted/world/records"
     assert run_stage("attentioncut", "--records", records, cwd=place).code == 0
     shutil.copytree(place / "data/masks/world", place / "data/masks/world_other")
@@ -384,7 +398,7 @@ def test_each_data_set_is_scored_apart_and_one_of_boxes_by_corloc_alone(place, d
     argv = ["--records", records, "--wrong", records, "--methods", "other"]
     got = run_stage("evaluate", *argv, cwd=place)
     assert got.code == 0, got.err
-    alone = json.loads((place / "metrics/summary.json").read_text())
+    alone = json.loads((place / "metrics/diffusionseg.json").read_text())
     assert {key.split(".")[0] for key in alone} == {"world"}
     assert alone["world.wrong_word.auroc"] == alone["world.ac.auroc"]  # here of the same records
     assert alone["world.other.iou"] == alone["world.attentioncut.iou"] and alone["world.other.iou_std"] >= 0
@@ -395,8 +409,8 @@ def test_each_data_set_is_scored_apart_and_one_of_boxes_by_corloc_alone(place, d
     (place / "sets/index.csv").write_text(table_csv(items))
     got = run_stage("evaluate", *argv, "--images", "sets", cwd=place)
     assert got.code == 0, got.err
-    summary = json.loads((place / "metrics/summary.json").read_text())
-    assert {k: summary[k] for k in alone} == alone
+    summary = json.loads((place / "metrics/diffusionseg.json").read_text())
+    assert {key.split(".")[0] for key in summary} == {"masks", "boxes"}
     assert {"masks.attentioncut.iou", "masks.ac.auroc", "masks.other.corloc", "boxes.other.corloc"} <= set(summary)
     assert {key.split(".")[2] for key in summary if key.startswith("boxes.")} == {"corloc"}
     assert not [key for key in summary if key.startswith(("masks.", "boxes.")) and key.endswith("_std")]
@@ -408,6 +422,21 @@ def test_each_data_set_is_scored_apart_and_one_of_boxes_by_corloc_alone(place, d
     ]  # fmt: skip
     got = run_stage("evaluate", *argv[:-1], "none", "--metrics", "else", cwd=place)
     assert_refused(got, "data/masks/world_none/soft/s1-00000.png: expected", absent=place / "else")
+
+
+def test_the_numbers_of_all_methods_come_together_sorted(place):
+    (place / "a.json").write_text('{"world.x.iou": 0.5, "world.a.iou": 1}')
+    (place / "b.json").write_text('{"world.m.iou": 0.25}')
+    assert run_stage("summary", "--parts", "a.json,b.json", "--out", "all.json", cwd=place).code == 0
+    assert list(json.loads((place / "all.json").read_text()).items()) == [
+        ("world.a.iou", 1), ("world.m.iou", 0.25), ("world.x.iou", 0.5)
+    ]  # fmt: skip
+    (place / "b.json").write_text('{"world.a.iou": 0.25}')
+    got = run_stage("summary", "--parts", "a.json,b.json", "--out", "new.json", cwd=place)
+    said = "b.json: key 'world.a.iou': expected a number of its own, a.json has it"
+    assert_refused(got, said, absent=place / "new.json")
+    got = run_stage("summary", "--parts", "a.json,c.json", "--out", "new.json", cwd=place)
+    assert_refused(got, "c.json: expected the numbers of an evaluating stage", absent=place / "new.json")
 
 
 def test_a_table_is_made_of_rows_that_share_one_image_set(place, done):

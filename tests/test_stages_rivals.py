@@ -136,7 +136,7 @@ def test_post_processing_comes_last(made, tmp_path):
     image = read_image(made / "data/world" / item.image)
     assert (before != after).any()
     assert (refine(before.astype(np.float32), before, image, p)[1] == after).all()
-    assert not (tmp_path / "off/postprocess.txt").exists()
+    assert (tmp_path / "off/postprocess.txt").read_text() == "none\n"
     said = (tmp_path / "on/postprocess.txt").read_text()
     assert said == "bilateral solver, largest component, holes filled\n"
 

@@ -79,11 +79,6 @@ def test_rows_depend_on_seed_and_step_alone():
     assert not np.array_equal(training.rows_of(3, 40, 4, 11), late)
 
 
-def test_consecutive_ranges():
-    assert list(training.batches(5, 2)) == [range(0, 2), range(2, 4), range(4, 5)]
-    assert list(training.batches(0, 2)) == []
-
-
 def test_the_rate_is_constant_and_then_falls_linearly_to_zero():
     recipe = Recipe(10, 4, 0.8, decay_share=0.4)  # the last four steps: 4/4, 3/4, 2/4, 1/4
     assert [recipe.rate(s) for s in range(10)] == pytest.approx([0.8] * 7 + [0.6, 0.4, 0.2])

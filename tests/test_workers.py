@@ -136,3 +136,74 @@ def test_places(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert workers.devices("cuda", 8) == ["cuda:0", "cuda:1"]
     assert workers.devices("cuda:1", 8) == ["cuda:1"] and workers.devices("mps", 8) == ["mps"]
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """What a process has learnt of its GPU does not outlive a test."""
+    monkeypatch.setattr(workers, "_fits", None)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(0, 4), (1, 4), (4, 4), (5, 4), (9, 2), (3, 1)])
+def test_batches_have_one_size_and_every_index_comes_once(count, batch, fits):
+    seen = []
+
+    def compute(index):
+        seen.append(list(index))
+        return [i * 10 for i in index]
+
+    assert workers.in_batches(count, batch, compute) == [i * 10 for i in range(count)]
+    assert all(len(index) == batch for index in seen)
+
+
+def test_batches_by_hand(fits):
+    seen = []
+    workers.in_batches(5, 3, lambda index: seen.append(index) or index)
+    assert seen == [[0, 1, 2], [3, 4, 4]]
+
+
+def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(fits, capfd):
+    import torch
+
+    tried = []
+
+    def compute(index):
+        tried.append(len(index))
+        if len(index) > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return index
+
+    assert workers.in_batches(5, 12, compute) == list(range(5))
+    assert tried == [12, 6, 3, 3]
+    assert workers.in_batches(4, 12, compute) == list(range(4)) and tried[4:] == [3, 3]  # what was learnt is kept
+    assert capfd.readouterr().err.splitlines() == [
+        "out of memory with a batch of 12; going on with 6", "out of memory with a batch of 6; going on with 3"
+    ]  # fmt: skip
+
+
+def test_no_memory_for_one_sample_is_one_line(fits):
+    import torch
+
+    def compute(index):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(UserError, match="out of memory with one sample at a time") as error:
+        workers.in_batches(2, 2, compute)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cpu_computes_with_one_thread(monkeypatch):
+    import torch
+
+    torch.set_num_threads(2)
+    workers.pin("cuda:0")
+    assert torch.get_num_threads() == 2
+    workers.pin("cpu")
+    assert torch.get_num_threads() == 1
+    monkeypatch.delitem(workers.sys.modules, "torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    workers.pin("cpu")
+    assert os.environ["OMP_NUM_THREADS"] == "1"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
@@ -178,6 +178,14 @@ class Backbone:
         """The T time steps of the model's DDIM schedule, ascending (t_1 < ... < t_T)."""
         self.scheduler.set_timesteps(steps)
         return sorted(int(t) for t in self.scheduler.timesteps)
+
+    def multistep(self, steps: int) -> DPMSolverMultistepScheduler:
+        """DPM-Solver++ (second order, multistep) of T steps on this model's noise schedule; takes predicted noise."""
+        solver = DPMSolverMultistepScheduler.from_config(
+            self.scheduler.config, algorithm_type="dpmsolver++", solver_order=2, prediction_type="epsilon"
+        )
+        solver.set_timesteps(steps)
+        return solver
 
     @torch.inference_mode()
     def encode_text(self, prompts: list[str], size: int) -> Condition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ import torch
 from maskmill.diffusion.backbone import Backbone, concatenate
 from maskmill.diffusion.capture import AttentionCapture, word_weights
 from maskmill.diffusion.features import FeatureMean
-from maskmill.diffusion.sampling import ddim_invert, ddim_sample, guided
+from maskmill.diffusion.sampling import ddim_invert, ddim_sample, guided, multistep_sample
 from maskmill.errors import UserError
 
 Arrays = dict[str, np.ndarray]
@@ -25,17 +25,6 @@ class RecordShape:
     bins: int
     columns_rows: int
     anchors: int
-
-
-def padded_batches(count: int, batch: int) -> Iterator[tuple[list[int], int]]:
-    """Indices 0..count-1 in batches of exactly ``batch``, the last one filled up by repeating its last index.
-
-    Kernels round differently for different batch sizes; with one size a sample is the same bits wherever it stands.
-    Yields (indices, how many of them are new).
-    """
-    for start in range(0, count, batch):
-        new = list(range(start, min(count, start + batch)))
-        yield new + [new[-1]] * (batch - len(new)), len(new)
 
 
 def open_capture(backbone: Backbone, shape: RecordShape) -> AttentionCapture:
@@ -62,8 +51,9 @@ def generate(
     negative: str,
     bins: int,
     features: FeatureMean | None = None,
+    solver: str = "ddim",
 ) -> tuple[np.ndarray, list[Arrays], list[Arrays] | None]:
-    """Sample one image per prompt (DDIM, eta 0) and record the attention of its class word.
+    """Sample one image per prompt and record the attention of its class word; ``solver``: ddim (eta 0) or dpmsolver++.
 
     Sampling is itself a reverse pass, so the features F^l of a synthetic image cost nothing beside it: those of the
     branch with the prompt.
@@ -84,7 +74,11 @@ def generate(
         features.rows = recorded or slice(None)
     with capture, features or nullcontext():
         capture.begin(word_weights(list(spans), n_tokens).to(backbone.device), bins=bins, conditional=recorded)
-        z = ddim_sample(eps, backbone.start_noise(list(seeds), size), backbone.timesteps(steps), backbone.abar)
+        noise = backbone.start_noise(list(seeds), size)
+        if solver == "ddim":
+            z = ddim_sample(eps, noise, backbone.timesteps(steps), backbone.abar)
+        else:
+            z = multistep_sample(eps, noise, backbone.multistep(steps))
         records = capture.end()
         means = features.end() if features is not None else None
     return backbone.decode(z), records, means

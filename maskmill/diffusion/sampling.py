@@ -1,4 +1,5 @@
-"""DDIM sampling and inversion (DiffusionSeg, Eq. 7; eta = 0) as pure functions of a noise predictor.
+"""DDIM sampling and inversion (DiffusionSeg, Eq. 7; eta = 0) as pure functions of a noise predictor, and sampling by a
+solver of diffusers.
 
 ``eps(x, t)`` returns the predicted noise for latents x (B, C, h, w) at integer time t. ``abar`` holds the cumulative
 products of the noise schedule, ``timesteps`` is ascending. A callback is the only hook.
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from diffusers import SchedulerMixin
 
 Predictor = Callable[[torch.Tensor, int], torch.Tensor]
 Callback = Callable[[int, torch.Tensor], None]
@@ -31,6 +33,20 @@ def ddim_sample(
             callback(times[i], x)
         a_to = float(abar[times[i - 1]]) if i > 0 else 1.0
         x = _move(x, e, float(abar[times[i]]), a_to)
+    return x
+
+
+def multistep_sample(
+    eps: Predictor, x: torch.Tensor, scheduler: SchedulerMixin, callback: Callback | None = None
+) -> torch.Tensor:
+    """Reverse pass x_T -> x_0 by a deterministic diffusers scheduler that takes predicted noise and whose time steps
+    are set (DPM-Solver++ in OVDiff). It keeps its last predictions, so every call needs one of its own."""
+    for time in scheduler.timesteps:
+        t = int(time)
+        e = eps(x, t)
+        if callback is not None:
+            callback(t, x)
+        x = scheduler.step(e, time, x).prev_sample
     return x
 
 

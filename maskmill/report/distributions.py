@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from maskmill.errors import UserError
-from maskmill.report.plots import _STYLE, GRID, INK, PALETTE, save_png, save_table
+from maskmill.report.figures import GRID, INK, PALETTE, STYLE, save_png, save_table
 
 POINTS = 256  # of a density curve
 COLUMNS = 6  # polygons in a row, per set
@@ -78,7 +78,7 @@ def density_curves(
     high = high if bounds[1] is None else min(high, bounds[1])
     at = np.linspace(low, high, POINTS)
     frames = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, (ax,) = _panels(1, 6.0, 3.6)
         for i, (name, values) in enumerate(samples.items()):
             colour, curve = PALETTE[i % len(PALETTE)], density(values, at, bounds)
@@ -107,7 +107,7 @@ def centre_scatter(
     """
     _require(centres, title)
     frames = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(centres), 3.4 * len(centres), 3.9)
         for i, (ax, (name, points)) in enumerate(zip(axes, centres.items(), strict=True)):
             colour = PALETTE[i % len(PALETTE)]
@@ -141,7 +141,7 @@ def polygon_panels(
     step = np.array([1.3, 1.45])  # width and height of a place, of which a polygon fills 1 x 1
     rows = max(-(-len(shapes) // COLUMNS) for shapes in polygons.values())
     frames = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _panels(len(polygons), 4.4 * len(polygons), 0.6 + 0.82 * rows)
         for i, (ax, (name, shapes)) in enumerate(zip(axes, polygons.items(), strict=True)):
             colour = PALETTE[i % len(PALETTE)]

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maskmill.errors import UserError
-from maskmill.store import write_atomically
 
 DECIMALS = 6
 
@@ -53,24 +52,3 @@ def _number(where: object, key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{where}: key {key!r}: expected a finite number, got {value!r}")
     return value
-
-
-def merge_summary(path: str | Path, numbers: Mapping[str, float], replace_prefix: str | None = None) -> dict:
-    """Merge flat headline numbers into a summary file and return the whole of it.
-
-    Keys are sorted and floats rounded to 6 decimals, so that equal numbers give equal bytes whatever the order in
-    which stages ran.
-
-    Args:
-        path: the file; made if absent, replaced whole or not at all.
-        numbers: flat keys such as ``world.attentioncut.iou``; they win over what the file holds.
-        replace_prefix: first drop every key of the file that is this or starts with this and a dot, so that numbers a
-            stage no longer makes do not linger.
-    """
-    merged = read_summary(path)
-    if replace_prefix is not None:
-        merged = {k: v for k, v in merged.items() if k != replace_prefix and not k.startswith(f"{replace_prefix}.")}
-    merged |= {key: _number("summary", key, value) for key, value in numbers.items()}
-    merged = rounded(dict(sorted(merged.items())))
-    write_atomically(path, to_json(merged))
-    return merged

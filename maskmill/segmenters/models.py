@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -20,7 +19,7 @@ from maskmill.segmenters.decoder import Decoder
 from maskmill.store import write_atomically
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-END_TO_END = {"unet": smp.Unet, "deeplabv3": smp.DeepLabV3}
+END_TO_END = {"unet": "Unet", "deeplabv3": "DeepLabV3"}
 IMAGE = "image"  # the one input of an end-to-end net
 
 
@@ -29,7 +28,10 @@ class EndToEnd(nn.Module):
 
     def __init__(self, name: str, encoder: str, weights: str) -> None:
         super().__init__()
-        self.net = END_TO_END[name](encoder_name=encoder, encoder_weights=weights or None, in_channels=3, classes=1)
+        import segmentation_models_pytorch as smp  # late: the decoder does without it and starts sooner
+
+        net = getattr(smp, END_TO_END[name])
+        self.net = net(encoder_name=encoder, encoder_weights=weights or None, in_channels=3, classes=1)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """``image`` (B, 3, S, S) -> logits (B, 1, S, S).
