@@ -1,11 +1,13 @@
 # make repro   environment, installation, the whole pipeline; then the numbers and where the pictures are
 # make test    environment, installation, the tests
+# make plan    what a run of the present parameters needs: hours, disk, memory, weights, data sets
+# make verify  re-hash cache and workspace, name every damaged or missing file
 # Both work offline once installed, in a path with spaces, and do nothing twice.
 SHELL := /bin/bash
 PYTHON ?= python3
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: repro test install
+.PHONY: repro test plan verify install
 .DELETE_ON_ERROR:
 
 repro: .venv/installed
@@ -13,8 +15,14 @@ repro: .venv/installed
 	@$(IN_VENV) python -m json.tool metrics/summary.json
 	@echo "pictures: metrics/grids/*.png   curves: metrics/plots/*.png   all in one page: dvc plots show"
 
-test: .venv/installed
+test: .venv/tested
 	$(IN_VENV) python -m pytest
+
+plan: .venv/installed
+	@$(IN_VENV) python -m maskmill.plan $(if $(PROFILE),--profile $(PROFILE))
+
+verify: .venv/installed
+	@$(IN_VENV) python -m maskmill.verify
 
 install: .venv/installed
 
@@ -23,3 +31,7 @@ install: .venv/installed
 	$(IN_VENV) python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(IN_VENV) python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch .venv/installed
+
+.venv/tested: .venv/installed pyproject.toml
+	$(IN_VENV) python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch .venv/tested

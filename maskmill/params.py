@@ -206,7 +206,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Folders of public data sets in the layouts as distributed, see ``maskmill.datasets.benchmarks``."""
+    """Folders of public data sets in the layouts as distributed, see ``maskmill.datasets``."""
 
     ecssd: str
     duts_te: str
@@ -218,6 +218,10 @@ class Benchmarks:
     voc12: str
     coco20k: str
     coco20k_list: str
+    context: str
+    coco_stuff164k: str
+    ade20k: str
+    cityscapes: str
     partial: bool
 
 
@@ -345,6 +349,217 @@ class TrainDecoder:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """Concept distillation: what several of its stages share, and its U-Nets (read where dvc.yaml trains them)."""
+
+    word: Word
+    object: Annotated[str, Limits(low=2)]
+    background: Word
+    encoder: Word
+    steps: Count
+    batch: Count
+    lr: Positive
+    size: Annotated[int, Limits(low=16)]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """The pictures that all show one object, see ``maskmill.datasets.single_class``."""
+
+    source: Literal["world", "folder", "cub", "dogs", "cars", "human36m"]
+    root: str
+    test_root: str
+    split: str
+    partial: bool
+    least: Count
+    count: Count
+    seed: Whole
+    test_count: Count
+    test_seeds: Annotated[tuple[Whole, ...], Limits(low=1)]
+
+
+@dataclass(frozen=True)
+class MeanAttention:
+    """Preliminary masks, see ``maskmill.diffusion.mean_attention`` and ``maskmill.masks.mixture``."""
+
+    words: tuple[Word, ...]
+    steps: Count
+    t0: Count
+    samples: Count
+    min_contrast: Weight
+    token_maps: bool
+
+
+@dataclass(frozen=True)
+class DistillInpaint:
+    """Fine-tuning on the two concepts, see ``maskmill.diffusion.inpainting`` and ``maskmill.training.Recipe``."""
+
+    grow: Whole
+    steps: Count
+    batch: Count
+    accumulate: Count
+    lr: Positive
+    decay_share: Share
+    ema: Annotated[float, Limits(0, 0.99999)]
+    precision: Literal["float32", "float16", "bfloat16"]
+    log_every: Count
+
+
+@dataclass(frozen=True)
+class RefineMasks:
+    """Painting the object over, see ``maskmill.diffusion.inpainting.paint_over``."""
+
+    grow: Whole
+    steps: Count
+    guidance: float
+
+
+@dataclass(frozen=True)
+class ConceptSet:
+    """The synthetic set D'_s."""
+
+    count: Count
+    guidance: float
+    steps: Count
+
+
+@dataclass(frozen=True)
+class AttentionCurves:
+    """What the AUROC of the mean attention is measured against, see ``maskmill.diffusion.mean_attention``."""
+
+    steps: Count
+    t0: Counts
+    token_t0: Count
+    samples: Counts
+    repeats: Count
+
+
+@dataclass(frozen=True)
+class GenerationQuality:
+    """See ``maskmill.scores.generation``."""
+
+    guidance: Annotated[tuple[float, ...], Limits(low=1)]
+    count: Annotated[int, Limits(low=2)]
+    steps: Count
+    inception: str
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes of OVDiff in the pipeline; every one is a stage of its own."""
+
+    classes: Words
+
+
+@dataclass(frozen=True)
+class SupportSets:
+    """How the support images of a class are generated (OVDiff 3.2)."""
+
+    count: Count
+    template: Annotated[str, Limits(low=2)]
+    solver: Literal["ddim", "dpmsolver++"]
+    steps: Count
+    guidance: Weight
+    negative: str
+    size: Annotated[int, Limits(low=16)]
+
+
+@dataclass(frozen=True)
+class DiffusionQueries:
+    """See ``maskmill.segmenters.features_of.QueryExtractor``."""
+
+    t: Timestep
+    size: Annotated[int, Limits(low=16)]
+    side: Whole
+    draws: Whole
+
+
+@dataclass(frozen=True)
+class FrozenNetwork:
+    """See ``maskmill.segmenters.extractors.Extractor``."""
+
+    id: str
+    revision: str
+    facet: Literal["token", "key", "query", "value"]
+    layers: Annotated[tuple[int, ...], Limits(low=1)]
+    size: Count
+
+
+@dataclass(frozen=True)
+class Extractors:
+    """OVDiff's feature extractors, see ``maskmill.segmenters.features_of``."""
+
+    names: Words
+    sd: DiffusionQueries
+    clip: FrozenNetwork
+    dino: FrozenNetwork
+    mae: FrozenNetwork
+
+
+@dataclass(frozen=True)
+class MaskCut:
+    """See ``maskmill.masks.regions.maskcut``."""
+
+    extractor: Word
+    count: Count
+    tau: Annotated[float, Limits(-1, 1)]
+    eps: Annotated[float, Limits(above=0, high=1)]
+    scale: Literal["l2", "centred", "standard"]
+    corners: Annotated[int, Limits(1, 5)]
+
+
+@dataclass(frozen=True)
+class BuildPrototypes:
+    """See ``maskmill.masks.regions`` and ``maskmill.segmenters.prototypes``."""
+
+    regions: Literal["otsu", "maskcut", "proposals"]
+    size: Whole
+    t_max: Annotated[float, Limits(above=0, high=1)]
+    proposals: str
+    score: Share
+    below: Share
+    each: Literal["pixel", "region"]
+    erode: Whole
+    maskcut: MaskCut
+    parts: Whole
+    sample: Whole
+    grid_rows: Count
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Where it comes from which classes are things and which are stuff, see ``maskmill.segmenters.kinds``."""
+
+    source: Literal["table", "llm"]
+    llm: str
+    llm_revision: str
+    tries: Count
+
+
+@dataclass(frozen=True)
+class Segment:
+    """How pictures are labelled with a bank of prototypes, see ``maskmill.segmenters.openvocab``."""
+
+    kinds: Words
+    background: Literal["prototypes", "threshold", "none"]
+    threshold: Annotated[float, Limits(-1, 1)]
+    short: Whole
+    sizes: tuple[Count, ...]
+    stride: Count
+    whole: bool
+    filter: bool
+    subsets: bool
+    eta: Annotated[int, Limits(1, 16)]
+    stuff: bool
+    similar: Annotated[float, Limits(-1, 1)]
+    pamr: bool
+    iterations: Whole
+    dilations: Counts
+    memory: Count
+    prior: Literal["clip", "none"]
+
+
+@dataclass(frozen=True)
 class Params:
     """All of params.yaml. A field that ends in ``_`` (``lambda_``) is the key without it."""
 
@@ -364,6 +579,20 @@ class Params:
     rivals: Rivals
     statistics: Statistics
     train_decoder: TrainDecoder
+    distill: Distill
+    concept: Concept
+    mean_attention: MeanAttention
+    distill_inpaint: DistillInpaint
+    refine_masks: RefineMasks
+    concept_set: ConceptSet
+    attention_curves: AttentionCurves
+    generation_quality: GenerationQuality
+    vocabulary: Vocabulary
+    support: SupportSets
+    extractors: Extractors
+    build_prototypes: BuildPrototypes
+    kinds: Kinds
+    segment: Segment
     tables: Tables
 
 

@@ -1,8 +1,9 @@
 """Write a profile into params.yaml: ``python -m maskmill.profiles NAME [--print] [--params params.yaml]``.
 
-A profile, ``profiles/NAME.yaml``, is a sparse patch: only the keys whose values differ from the committed ones. The
-comments and the layout of params.yaml stay, the whole result is checked before anything is written, and the difference
-is shown. With ``--print`` nothing is written and the same values come out as flags:
+A profile, ``profiles/NAME.yaml``, is a sparse patch: only the keys whose values differ from the committed ones, or with
+``extends: OTHER`` from those of the profile OTHER beside it. The comments and the layout of params.yaml stay, the whole
+result is checked before anything is written, and the difference is shown. With ``--print`` nothing is written and the
+same values come out as flags:
 
     dvc exp run -n paper $(python -m maskmill.profiles sd14 --print)
 
@@ -26,28 +27,40 @@ from maskmill import params as parameters
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.store import write_atomically
 
+EXTENDS = "extends"
 
-def read(path: Path) -> dict[str, Any]:
-    """A profile as dotted key -> plain value.
+
+def read(path: Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A profile as dotted key -> plain value, with those of the profile that it extends.
+
+    Args:
+        below: names of the profiles that extend this one.
 
     Raises:
-        UserError: no such profile (names those that there are), no YAML, a key that params.yaml cannot have.
+        UserError: no such profile (names those that there are), no YAML, a key that params.yaml cannot have or
+            that is given twice, profiles that extend each other.
     """
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"{path}: no such profile; expected one of: {known}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected valid YAML, got: {' '.join(str(error).split())}") from None
+        data = parameters._parse(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text, got other bytes at position {error.start}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a section with keys, got {type(data).__name__}")
     known = dict(parameters.leaves(parameters.Params))
+    base = data.pop(EXTENDS, None)
     flat = dict(_flatten(data))
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"{path}: {EXTENDS}: expected the name of a profile, got {base!r}")
+    if base is not None and base in (*below, path.stem):
+        raise UserError(f"{path}: {EXTENDS}: expected a profile that does not extend this one, got {base!r}")
+    inherited = read(path.with_name(f"{base}.yaml"), (*below, path.stem)) if base is not None else {}
     for key in flat:
         if key not in known:
             raise UserError(f"{path}: {key}: unknown key; expected keys of maskmill/params.py")
-    return flat
+    return inherited | flat
 
 
 def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

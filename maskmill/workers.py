@@ -94,7 +94,8 @@ def run(
         make: ``make(*arguments, device)`` -> what a worker does with a job; called in each worker before its first
             one. It, the jobs and what they return must be picklable.
         jobs: each a whole unit of work whose result is on disk when it returns.
-        places: device of each worker; with one of them, or one job, everything runs in this process.
+        places: device of each worker; with one of them, or one job, everything runs in this process. With MASKMILL_RAY
+            set the workers are Ray's, see ``maskmill.cluster``.
         done: called in this process with each finished job and what it returned, in order of completion.
 
     Raises:
@@ -103,6 +104,11 @@ def run(
     """
     jobs = list(jobs)
     if not jobs:
+        return
+    if os.environ.get("MASKMILL_RAY"):
+        from maskmill import cluster  # an optional extra
+
+        cluster.run(make, arguments, jobs, places, done)
         return
     if len(places) == 1 or len(jobs) == 1:
         work = _made(make, arguments, places[0])

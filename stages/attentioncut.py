@@ -34,15 +34,15 @@ class Cutter:
     """One worker: cuts some pictures and writes their files; -> their rows of index.csv."""
 
     def __init__(self, images: Path, records: Path, params: Params, out: Path, device: str) -> None:
-        self.images, self.params, self.out = images, params, out
+        self.images, self.out, self.seed, self.postprocess = images, out, params.seed, params.postprocess
         self.records, self.settings = store.Store(records), CutParams(**vars(params.attentioncut))
 
     def __call__(self, items: list[Item]) -> list[dict]:
         layers, rows = self.records.meta["self_layers"], []
         for item in items:
             id, image = item.sample_id, read_image(self.images / item.image)
-            cut = attention_cut(self.records.read(id), image, self.settings, item_rng(self.params.seed, id), layers)
-            soft, mask = refine.refine(cut.objectness, cut.mask, image, self.params.postprocess)
+            cut = attention_cut(self.records.read(id), image, self.settings, item_rng(self.seed, id), layers)
+            soft, mask = refine.refine(cut.objectness, cut.mask, image, self.postprocess)
             save_png(mask, self.out / "masks" / f"{id}.png")
             save_png(np.rint(soft * 255).astype(np.uint8), self.out / "soft" / f"{id}.png")
             rows.append({"sample_id": id, "area": round(float(mask.mean()), 6), "seeds": len(cut.boundary),

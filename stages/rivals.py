@@ -34,23 +34,24 @@ class Rival:
     """One worker: segments some pictures and writes their files; -> their rows of index.csv."""
 
     def __init__(self, images: Path, records: Path, features: Path, params: Params, out: Path, device: str) -> None:
-        self.images, self.params, self.out = images, params, out
+        self.images, self.out, self.seed, self.postprocess = images, out, params.seed, params.postprocess
+        self.top_k, self.t_max = params.attentioncut.top_k, params.attentioncut.t_max
+        self.settings = params.rivals
         self.attention, self.levels = store.Store(records), store.Store(features)
 
     def __call__(self, items: list[Item]) -> list[dict]:
-        cut, p = self.params.attentioncut, self.params.rivals
-        rows = []
+        p, rows = self.settings, []
         for item in items:
             id, image = item.sample_id, read_image(self.images / item.image)
             vectors = self.levels.read(id)
-            start = int(item_rng(self.params.seed, id).integers(2**31))
+            start = int(item_rng(self.seed, id).integers(2**31))
             try:
                 side = rivals.working_side(vectors, getattr(p, p.method).size)
-                cross = cross_map(self.attention.read(id), (side, side), cut.top_k, cut.t_max)
+                cross = cross_map(self.attention.read(id), (side, side), self.top_k, self.t_max)
                 found = rivals.segment(vectors, cross, image, p, start)
             except UserError as error:
                 raise UserError(f"{id}: {error}") from None
-            soft, mask = refine(found.soft, found.mask, image, self.params.postprocess)
+            soft, mask = refine(found.soft, found.mask, image, self.postprocess)
             save_png(mask, self.out / "masks" / f"{id}.png")
             save_png(np.rint(soft * 255).astype(np.uint8), self.out / "soft" / f"{id}.png")
             flags = [] if cross.any() else ["constant_map"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TABLES = ROOT / "maskmill/labels"
 
 # Modules that carry values and work but compute no result: command line, parameters (their values are tracked one by
 # one), errors, worker processes. Were they deps, a new parameter of one stage would train the miniature again.
-PLUMBING = {"maskmill/cli.py", "maskmill/errors.py", "maskmill/params.py", "maskmill/workers.py"}
+PLUMBING = {"maskmill/cli.py", "maskmill/cluster.py", "maskmill/errors.py", "maskmill/params.py", "maskmill/workers.py"}
 
 
 def module_file(name: str) -> Path | None:
@@ -24,7 +26,8 @@ def module_file(name: str) -> Path | None:
 
 
 def imported_files(script: Path) -> set[str]:
-    """Library files (relative, forward slashes) that ``script`` needs; plumbing and empty ``__init__.py`` left out."""
+    """Library files (relative, forward slashes) that ``script`` needs, the tables of labels that they name among them;
+    plumbing and empty ``__init__.py`` left out."""
     found: set[Path] = set()
     queue = [script]
     while queue:
@@ -40,4 +43,6 @@ def imported_files(script: Path) -> set[str]:
             if path not in found and path.stat().st_size and not plumbing:
                 found.add(path)
                 queue.append(path)
+    named = {name for path in found for name in re.findall(r'"(\w+\.csv)"', path.read_text())}
+    found |= {TABLES / name for name in named if (TABLES / name).is_file()}
     return {p.relative_to(ROOT).as_posix() for p in found}

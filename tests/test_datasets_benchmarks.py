@@ -144,7 +144,7 @@ def test_the_counts_are_the_published_ones_and_no_set_has_two_roles():
                       "VOC12": 11540, "COCO20K": 19817}  # fmt: skip
     test, train = ROLES["test"], ROLES["train"]
     assert not {*test} & {*train} and {*test.values(), *train.values()} == {*COUNTS} and "DUTS-TR" not in test.values()
-    extra = {"partial", "cub_split", "coco20k_list"}
+    extra = {"partial", "cub_split", "coco20k_list", "context", "coco_stuff164k", "ade20k", "cityscapes"}  # semantic
     assert {*test, *train} == {f.name for f in dataclasses.fields(params.Benchmarks)} - extra
 
 

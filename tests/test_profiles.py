@@ -34,7 +34,7 @@ def test_an_empty_patch_changes_no_byte():
 
 
 def test_there_are_the_profiles_that_the_readme_names():
-    assert {"sd14", "smoke"} <= {p.stem for p in SHIPPED}
+    assert {"sd14", "sd15", "sdxl", "smoke"} <= {p.stem for p in SHIPPED}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
@@ -48,9 +48,10 @@ def test_every_shipped_profile_applies_and_keeps_comments_and_order(path):
     assert len(new.splitlines()) == len(COMMITTED.splitlines())
 
 
-def test_every_value_of_the_papers_profile_says_whether_the_paper_states_it():
+@pytest.mark.parametrize("name", ["sd14", "sd15", "sdxl"])
+def test_every_value_of_the_papers_profiles_says_whether_a_paper_states_it(name):
     said = ""
-    for line in (ROOT / "profiles/sd14.yaml").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / f"profiles/{name}.yaml").read_text(encoding="utf-8").splitlines():
         text, _, comment = line.partition("#")
         if re.match(r"  \w+: ", text):
             assert re.match(r"(stated|choice)\b", (comment or said).strip()), line
@@ -112,6 +113,38 @@ def test_a_wrong_profile_is_refused(tmp_path, text, part):
     with pytest.raises(UserError, match="p.yaml") as error:
         profiles.read(path)
     assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_profile_that_extends_another_has_its_values_and_its_own_ones_win():
+    one, other = (profiles.read(ROOT / f"profiles/{name}.yaml") for name in ("sd14", "sdxl"))
+    assert set(one) <= set(other) and other["generate.steps"] == one["generate.steps"] == 40
+    assert (one["generate.size"], other["generate.size"]) == (512, 1024)
+    assert other["extractors.sd.t"] == one["extractors.sd.t"] and "extends" not in other
+    changed = {k for k, v in profiles.read(ROOT / "profiles/sd15.yaml").items() if one.get(k) != v}
+    assert changed == {"model.id"}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("extends: nobody", "nobody.yaml: no such profile"), ("extends: [a]", "extends: expected the name of a profile"),
+     ("extends: p", "expected a profile that does not extend this one, got 'p'"), ("extends: q", "got 'p'")],
+)  # fmt: skip
+def test_a_profile_that_extends_nothing_or_itself_is_refused(tmp_path, text, part):
+    (tmp_path / "p.yaml").write_text(text)
+    (tmp_path / "q.yaml").write_text("extends: p")
+    with pytest.raises(UserError, match=re.escape(part)):
+        profiles.read(tmp_path / "p.yaml")
+
+
+def test_what_the_paper_states_is_what_the_profile_says():
+    """DiffusionSeg 4.1, concept distillation A, OVDiff 4: read once more from the papers' own list of values."""
+    p = params.loads(profiles.patch(COMMITTED, profiles.read(ROOT / "profiles/sd14.yaml")), "p")
+    assert (p.generate.steps, p.generate.size, p.prompts.count) == (40, 512, 50_000)
+    assert (p.attentioncut.tau, p.attentioncut.beta, p.attentioncut.lambda_) == (0.16, 2.5, 0.1)
+    assert (p.train_decoder.lr, p.train_decoder.batch) == (0.001, 10)
+    assert (p.distill.steps, p.distill.batch, p.distill.lr) == (12_000, 32, 0.001)
+    assert p.support.count == 32 and p.segment.threshold == 0.72
+    assert (p.segment.short, p.segment.sizes, p.segment.stride) == (448, (448, 336), 224)
 
 
 def test_text_that_a_shell_would_split_is_refused_as_a_flag():

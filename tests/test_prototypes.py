@@ -332,3 +332,17 @@ def test_regions_in_the_file_are_what_encode_makes(tmp_path):
     row = json.loads(bank.files("dog")[1].read_text())["prototypes"]["0"][1]
     assert set(row) == {"kind", "ground", "image", "region", "cell", "cells"} and row["kind"] == "instance"
     assert encode(decode(row["region"])) == row["region"] and decode(row["region"]).sum() == row["cells"]
+
+
+def test_classes_in_folders_of_their_own_are_one_bank(tmp_path):
+    for folder, name in (("a", "dog"), (".b.part", "cat"), ("c", "fish")):
+        Bank(tmp_path / folder).write(named(name), name, FACTS)
+    bank = Bank(tmp_path)
+    assert bank.names() == ["dog", "fish"] and bank.fingerprint("fish") == "fish" and bank.fingerprint("cat") is None
+    assert bank.read("dog", FACTS).name == "dog"
+    bank.write(named("bird"), "new", FACTS)  # beside them
+    bank.write(named("dog"), "again", FACTS)  # where it was
+    assert bank.names() == ["bird", "dog", "fish"] and sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == (
+        sorted(p.name for p in bank.files("bird"))
+    )
+    assert Bank(tmp_path / "a").fingerprint("dog") == "again"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from maskmill.errors import UserError
-from maskmill.report.claims import CANNOT, HOLDS
+from maskmill.report.claims import CANNOT, FAILS, HOLDS
 from maskmill.report.rows import Row, compare_scored, read_plan
 from tests.running import run_stage
 
@@ -99,6 +99,16 @@ def test_a_control_is_shown_and_part_of_no_claim(folder):
     assert [c["row"] for c in got["controls"]] == ["our own, not the paper's"] and got["claims"][0]["verdict"] == HOLDS
     assert "post-processing of B: none" in got["our_protocol"]
     assert "post-processing of our own, not the paper's: bilateral" in got["our_protocol"]
+
+
+def test_a_metric_may_have_another_name_in_the_files_of_scores(folder):
+    write(folder / "rows.yaml", {**ROWS, "metrics": {"IoU": "acc_pooled"}})
+    rows = [scored(value) for value in (0.6, 0.5, 0.4)]
+    for k, row in enumerate(rows):
+        row["datasets"][""]["scores"] |= {"acc_pooled": 0.1 * k, "acc_pooled_std": 0.02}
+    got = fill(folder, *rows)
+    assert got["rows"][1]["ours"]["held-out world scenes"]["IoU"] == {"mean": 0.1, "std": 0.02}
+    assert got["claims"][0]["verdict"] == FAILS  # 0, 0.1 and 0.2 in the place of 0.6, 0.5 and 0.4
 
 
 def test_rows_of_different_images_are_no_table(folder):

@@ -439,6 +439,27 @@ def test_the_numbers_of_all_methods_come_together_sorted(place):
     assert_refused(got, "c.json: expected the numbers of an evaluating stage", absent=place / "new.json")
 
 
+def test_noise_of_the_forward_process_belongs_to_another_picture(place, done, world_set):
+    got = run_stage("reconstruction", "--inverted", done / "data/inverted/world", "--out", "rows", cwd=place)
+    assert got.code == 0, got.err
+    rows = {name: json.loads((place / f"rows/{name}.json").read_text())["datasets"][""] for name in ("ddim", "ddpm")}
+    index = {row["sample_id"]: float(row["latent_error"])
+             for row in csv.DictReader(open(done / "data/inverted/world/index.csv"))}  # fmt: skip
+    items = read_table(world_set)
+    means = [np.mean([index[i.sample_id] for i in items if i.seed == seed]) for seed in ("1", "2")]
+    scores = rows["ddim"]["scores"]
+    assert scores["reconstruction error"] == pytest.approx(np.mean(means), abs=1e-5)
+    assert scores["reconstruction error_std"] == pytest.approx(np.std(means, ddof=1), abs=1e-5)
+    assert rows["ddpm"]["scores"]["reconstruction error"] > 2 * scores["reconstruction error"]
+    assert rows["ddpm"]["images"] == rows["ddim"]["images"] == len(items) == 8
+    before = files(place / "rows")
+    again = run_stage("reconstruction", "--inverted", done / "data/inverted/world", "--out", "rows", cwd=place,
+                      env={"MASKMILL_WORKERS": "1"})  # fmt: skip
+    assert again.code == 0 and files(place / "rows") == before
+    got = run_stage("reconstruction", "--inverted", "nowhere", "--out", "new", cwd=place)
+    assert_refused(got, "nowhere/index.csv: expected what stage invert_features wrote", absent=place / "new")
+
+
 def test_a_table_is_made_of_rows_that_share_one_image_set(place, done):
     (place / "table").mkdir()
     shutil.copy(ROOT / "tables/diffusionseg-tab6/published.yaml", place / "table")

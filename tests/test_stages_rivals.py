@@ -82,7 +82,7 @@ def test_writes_a_masks_folder_that_can_be_scored(made, tmp_path, method):
     p = params.load(made / "params.yaml", {"rivals.method": method})
     rows = list(csv.DictReader(open(out / "index.csv")))
     assert [row["sample_id"] for row in rows] == [i.sample_id for i in read_table(made / "data/world")]
-    assert len(files(out)) == 2 * 8 + 1
+    assert len(files(out)) == 2 * 8 + 2
     stores = [Store(made / "data/inverted/world" / kind) for kind in ("records", "features")]
     ious = []
     for row, item in zip(rows, read_table(made / "data/world"), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from maskmill.report.claims import CANNOT, FAILS, HOLDS
 from maskmill.report.ledger import collect, ledger
-from maskmill.report.rows import read_plan
+from maskmill.report.rows import compare_scored, read_plan
 from maskmill.report.tables import compare, load_published, not_run
 from maskmill.scores.geometry import distances, measure, summarise
 
@@ -69,6 +70,17 @@ def test_claims_against_the_papers_own_numbers_as_counted_by_hand():
         assert set(printed(name).values()) == {"0 of 0"}  # nothing is printed
 
 
+def test_claims_of_ovdiff_against_its_own_numbers_as_counted_by_hand():
+    claims = {c["id"]: c["printed_comparisons"] for c in not_run(published("ovdiff-tab1"))["claims"]}
+    against = {id: (c["agree"], c["compared"]) for id, c in claims.items() if c["agree"] < c["compared"]}
+    assert against == {"tab1.cutler_helps": (2, 3), "tab1.pamr_gain": (2, 3)}  # both on Object
+    assert claims["tab1.best.reco"]["compared"] == 3 and claims["tab1.best.clip-diy"]["compared"] == 2  # a dash
+    cost = not_run(published("ovdiff-cost"))["claims"]
+    assert [c["printed_comparisons"] for c in cost] == [{"agree": 1, "compared": 1}] * 3
+    for name in ("tab2", "tab3a", "tab3b", "fig5", "prose"):  # nothing is printed
+        assert all(not c["printed_comparisons"]["compared"] for c in not_run(published(f"ovdiff-{name}"))["claims"])
+
+
 @pytest.mark.parametrize(
     ("name", "row", "dataset", "values"),
     [
@@ -82,10 +94,15 @@ def test_claims_against_the_papers_own_numbers_as_counted_by_hand():
         ("tab5", "K-means clustering", "DUT-OMRON", {"Acc": 0.802, "IoU": 0.413}),
         ("tab7", "AttentionCut (w/o prior)", "DUTS-TE", {"Acc": 0.816, "IoU": 0.329}),
         ("fig6", "50k", "DUTS-TE", {"IoU": 0.704}),
+        ("ovdiff-tab1", "OVDiff", "VOC", {"mIoU": 66.3, "mIoU_std": 0.2}),
+        ("ovdiff-tab1", "OVDiff (+PAMR)", "Object", {"mIoU": 36.2, "mIoU_std": 0.4}),
+        ("ovdiff-tab1", "CLIPpy", "Context", {"mIoU": None}),
+        ("ovdiff-cost", "TCL", "cost", {"TFLOP/s-hours": 2688}),
     ],
 )
 def test_numbers_as_printed(name, row, dataset, values):
-    rows = {r["method"]: r["values"] for r in published(f"diffusionseg-{name}")["rows"]}
+    table = published(name if "-" in name else f"diffusionseg-{name}")
+    rows = {r["method"]: r["values"] for r in table["rows"]}
     assert rows[row][dataset] == values
 
 
@@ -108,7 +125,8 @@ RUN = [name for name in NAMES if (TABLES / name / "dvc.yaml").exists()]
 
 def test_every_table_but_the_prose_can_be_run():
     assert {"diffusionseg-tab1a", "diffusionseg-tab5", "diffusionseg-fig3"} <= set(RUN)
-    assert set(NAMES) - set(RUN) <= {"diffusionseg-prose"}
+    assert {"ovdiff-tab1", "ovdiff-tab2", "ovdiff-tab3a", "ovdiff-tab3b", "ovdiff-fig5", "ovdiff-cost"} <= set(RUN)
+    assert all(name.endswith("-prose") for name in set(NAMES) - set(RUN))
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -149,6 +167,40 @@ def test_metrics_of_the_statistics_are_keys_of_the_geometry_scores():
     for name, plan in statistics.items():
         assert {plan.metrics.get(metric, metric) for metric in published(name)["metrics"]} <= keys, name
         assert set(plan.metrics) <= set(published(name)["metrics"]), name
+
+
+def scored(folder: Path, values: dict[str, float], metric: str = "miou") -> dict:
+    """What ``compare_scored`` makes of a table of OVDiff whose rows have these numbers, in the form that its stages
+    write."""
+    table = TABLES / folder.name
+    (folder / "rows").mkdir(parents=True)
+    (folder / "rows.yaml").write_bytes((table / "rows.yaml").read_bytes())
+    for row in read_plan(folder).rows:
+        row.path.parent.mkdir(parents=True, exist_ok=True)
+        scores = {metric: values.get(row.name, 0.4), f"{metric}_std": 0.01}
+        found = {"datasets": {"": {"scores": scores, "images": 90, "draws": ["11", "12", "13"]}},
+                 "protocol": {metric: "as measured"}}  # fmt: skip
+        row.path.write_text(json.dumps(found))
+    return compare_scored(published(folder.name), read_plan(folder))
+
+
+def test_tables_of_ovdiff_judge_what_their_stages_write(tmp_path):
+    names = {row.name for row in read_plan(TABLES / "ovdiff-tab3b").rows if not row.control}
+    assert names == {row["method"] for row in published("ovdiff-tab3b")["rows"]} - {"w/o CutLER"}
+    assert names - {row.name for row in read_plan(TABLES / "ovdiff-tab3a").rows} == {"w/o stuff filtering"}
+    values = dict.fromkeys(names, 0.4) | {"full": 0.5, "w/o background prototypes": 0.2, "w/o stuff filtering": 0.6}
+    found = scored(tmp_path / "ovdiff-tab3b", values)
+    verdicts = {c["id"].partition(".")[2]: c["verdict"] for c in found["claims"]}
+    assert found["rows"][0]["ours"] and found["n"] == 90 and found["seeds"] == [11, 12, 13]
+    assert verdicts["bg_helps"] == verdicts["bg_more_than_part"] == HOLDS and verdicts["stuff_helps"] == FAILS
+    assert verdicts["prefilter_more_than_part"] == FAILS and verdicts["cutler_slight"] == CANNOT  # not at hand
+    assert verdicts["bg_less_on_context"] == CANNOT  # needs both data sets
+    curve = {"N = 1": 0.2, "N = 4": 0.35, "N = 16": 0.42, "N = 32": 0.44, "N = 64": 0.45}
+    claims = {c["id"]: c["verdict"] for c in scored(tmp_path / "ovdiff-fig5", curve)["claims"]}
+    assert claims == {"fig5.more": HOLDS, "fig5.saturate": HOLDS, "fig5.low_n": CANNOT}
+    seconds = {row.name: 1.0 for row in read_plan(TABLES / "ovdiff-cost").rows}
+    cost = scored(tmp_path / "ovdiff-cost", seconds, "seconds")
+    assert {c["verdict"] for c in cost["claims"]} == {CANNOT} and len(cost["controls"]) == 4
 
 
 # --- the ledger -------------------------------------------------------------------------------------------------------

@@ -92,6 +92,29 @@ def iou_distribution(
     return stacked
 
 
+def guidance_curves(frame: pd.DataFrame, word: str, png: str | Path, table: str | Path) -> pd.DataFrame:
+    """Quality of generated pictures over the guidance w between two concepts: the distance to real ones, and below it
+    the share of pictures that show the object.
+
+    Args:
+        frame: columns ``w``, one with the distance under its metric's name, ``found``; one row per w, ascending.
+
+    Returns:
+        The frame.
+    """
+    metric = next(name for name in frame.columns if name not in ("w", "found"))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_axes(6.0, 4.8, 2)
+        for ax, name, colour in zip(axes, (metric, "found"), PALETTE, strict=False):
+            ax.plot(frame["w"], frame[name], "o-", color=colour, linewidth=2, markersize=4)
+        axes[0].set(ylabel=metric, ylim=(0, None), title=f"Pictures of {word!r} against guidance")
+        axes[1].set(xlabel="w: 0 is the background's prompt alone, 1 the object's", ylabel=f"{word} found")
+        axes[1].set_ylim(0, 1.02)
+        save_png(figure, png)
+    save_table(frame, table)
+    return frame
+
+
 def table_bars(result: Mapping, metric: str, png: str | Path, table: str | Path) -> pd.DataFrame:
     """Rows of a paper table as horizontal bars, ours beside each published data set.
 

@@ -5,8 +5,8 @@ published row (default: the key), ``scores`` the file, relative to the table's f
 ``part`` the part of a file of statistics, ``control`` a label of ours for a row that is part of no claim. What else a
 row holds, parameters for instance, is the business of the table's dvc.yaml. Beside ``rows`` there may be ``data`` and
 ``stand_in`` (what was scored, and what it is called, where it stands in for the paper's data), ``notes``, and
-``metrics`` {metric of the table: key in a file of statistics, or ``distance.<key>`` for how far ours is from the
-reference}.
+``metrics`` {metric of the table: key in a file of scores, or of statistics, there also ``distance.<key>`` for how far
+ours is from the reference}.
 """
 
 from __future__ import annotations
@@ -128,6 +128,9 @@ def read_scores(row: Row, metrics: Mapping[str, str]) -> dict:
         need(isinstance(scored, dict), where, key, "scores, images and draws", scored)
         for part, kind in (("scores", dict), ("images", int), ("draws", list)):
             need(isinstance(scored.get(part), kind), where, f"{key}.{part}", f"a {kind.__name__}", scored.get(part))
+        scores = scored["scores"]
+        scores |= {f"{metric}{end}": scores[f"{key}{end}"] for metric, key in metrics.items() for end in ("", "_std")
+                   if key != metric and f"{key}{end}" in scores}  # fmt: skip
     return found
 
 

@@ -278,7 +278,8 @@ class Bank:
     """A folder with two files per class: ``<name>.safetensors`` with the vectors, ``<name>.json`` with all else.
 
     A class's files say themselves which extractors they were made with; there is no list of classes to keep in step.
-    The JSON is written last and holds the hash of its partner, so that half a pair is noticed.
+    The JSON is written last and holds the hash of its partner, so that half a pair is noticed. Classes that were
+    written into folders of their own within this one are read as if they were here.
 
     Args:
         folder: need not exist before the first ``write``.
@@ -288,16 +289,20 @@ class Bank:
         self.folder = Path(folder)
 
     def files(self, name: str) -> tuple[Path, Path]:
-        """Where a class's vectors and the rest lie. Letters and digits of the name, and 8 digits of its hash, so that
-        names that differ in anything have files of their own on every file system."""
+        """Where a class's vectors and the rest lie, or would be written. Letters and digits of the name, and 8 digits
+        of its hash, so that names that differ in anything have files of their own on every file system."""
         plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
         stem = re.sub("[^a-z0-9]+", "-", plain).strip("-")[:40] or "class"
         stem = f"{stem}-{hashlib.sha256(unicodedata.normalize('NFC', name).encode()).hexdigest()[:8]}"
-        return self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
+        folder = self.folder
+        if not (folder / f"{stem}.json").is_file():
+            folder = next((path.parent for path in sorted(folder.glob(f"[!.]*/{stem}.json"))), folder)
+        return folder / f"{stem}.safetensors", folder / f"{stem}.json"
 
     def names(self) -> list[str]:
         """The classes in the folder, in alphabetical order."""
-        return sorted(_document(path)["class"] for path in self.folder.glob("*.json"))
+        paths = [path for pattern in ("*.json", "[!.]*/*.json") for path in self.folder.glob(pattern)]
+        return sorted({_document(path)["class"] for path in paths})
 
     def fingerprint(self, name: str) -> str | None:
         """What ``write`` was told of the class that is here whole, or None: not here, damaged, or another schema."""
