@@ -74,6 +74,13 @@ def words_of(items: list[Item], prior: str, table: Path) -> list[str]:
     return words
 
 
+def by_clip(items: list[Item], p) -> bool:
+    """Whether CLIP finds the words: under ``clip``, and under ``absent`` where the set names no absent classes but CLIP
+    has words to choose among."""
+    choice = bool(p.labels) or len({item.cls for item in items}) > 1
+    return p.prior == "clip" or (p.prior == "absent" and choice and not all(item.absent for item in items))
+
+
 def clip_words(items: list[Item], folder: Path, params, device: str) -> list[str]:
     """The CLIP-classifiable prior: what CLIP sees in each image, among the words of ``invert_features.labels``; under
     the prior ``absent``, what it sees least."""
@@ -169,8 +176,7 @@ def main() -> None:
     items = select(read_table(folder), p.limit)
     table = folder / "index.csv"
     device = runtime().device
-    by_clip = p.prior == "clip" or (p.prior == "absent" and not all(item.absent for item in items))
-    words = clip_words(items, folder, params, device) if by_clip else words_of(items, p.prior, table)
+    words = clip_words(items, folder, params, device) if by_clip(items, p) else words_of(items, p.prior, table)
     words = captioned(items, words, p.prior, p.template, load_tokenizer(m.id, m.revision), table)
     stamp = store.fingerprint(
         asdict(p), asdict(m), [g.size, g.bins, g.columns_rows, g.anchors], words,

@@ -114,9 +114,10 @@ def test_inversion_then_reverse_returns_with_an_error_that_falls_with_the_number
     assert ends[-1] == pytest.approx(((a * s2 + 1 - a) / s2) ** 0.5, rel=0.05)
 
 
-def test_a_multistep_solver_needs_fewer_steps_than_ddim():
-    """Data ~ N(2, 0.5^2), whose best predictor is known: the reverse pass is the line x_0 = 2 + 0.5 x_T, nearly."""
-    schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+def test_a_multistep_solver_comes_nearer_than_ddim_with_as_many_steps():
+    """Data ~ N(2, 0.5^2), whose best predictor is known."""
+    schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                             timestep_spacing="trailing")  # fmt: skip
     abar = schedule.alphas_cumprod.double()
 
     def eps(x, t):
@@ -130,12 +131,12 @@ def test_a_multistep_solver_needs_fewer_steps_than_ddim():
     x = torch.tensor([-1.0, 0.0, 1.5], dtype=torch.float64).reshape(3, 1, 1, 1)
     limit = ddim_sample(eps, x, times(1000), abar)
     solver = DPMSolverMultistepScheduler.from_config(schedule.config, algorithm_type="dpmsolver++", solver_order=2)
-    solver.set_timesteps(10)
+    solver.set_timesteps(40)
     asked = []
     few = multistep_sample(eps, x, solver, lambda t, _: asked.append(t))
-    plain = ddim_sample(eps, x, times(10), abar)
-    assert (few - limit).abs().max() < 0.35 * (plain - limit).abs().max()
-    assert len(asked) == 10 and asked == sorted(asked, reverse=True)
+    plain = ddim_sample(eps, x, times(40), abar)
+    assert (few - limit).abs().max() < 0.55 * (plain - limit).abs().max()
+    assert asked == times(40)[::-1]
 
 
 def test_a_predictor_that_ignores_x_is_inverted_exactly():
