@@ -94,6 +94,8 @@ def _connect(address: str, places: Sequence[str]) -> tuple[Any, bool]:
         import ray
     except ImportError:
         raise UserError('MASKMILL_RAY: expected Ray to be installed, found none; pip install -e ".[ray]"') from None
+    if " " in sys.executable:  # its workers would never start, and the stage would wait for them for ever
+        raise UserError(f"MASKMILL_RAY: expected a Python whose path has no space, got {sys.executable}")
     if ray.is_initialized():
         return ray, False
     passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON) and k != "MASKMILL_RAY"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("ray")
+if " " in sys.executable:
+    pytest.skip("Ray starts no workers from a path with a space", allow_module_level=True)
 
 from maskmill import cluster, store, workers  # noqa: E402
 from maskmill.errors import UserError  # noqa: E402
