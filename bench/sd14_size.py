@@ -1,7 +1,7 @@
 """A model of Stable Diffusion 1.4's size through two stages: what one sample costs in time, memory and on disk.
 
-    python bench/sd14_size.py --work /tmp/sd14              # random weights, made first: 4.3 GB of disk, 9 GB of memory
-    python bench/sd14_size.py --work /tmp/sd14 --model models/stable-diffusion-v1-4 --steps 40
+    python bench/sd14_size.py --work scratch/sd14           # random weights, made first: 4.3 GB of disk, 9 GB of memory
+    python bench/sd14_size.py --work scratch/sd14 --model models/stable-diffusion-v1-4 --steps 40
 
 Writes the sd14 profile's parameters to a file of its own, then runs stages/prompts.py, generate.py and attentioncut.py
 with them as a user would. With random weights the masks mean nothing; sizes and times are those of the real model.

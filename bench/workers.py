@@ -1,8 +1,8 @@
 """One worker against two with one thread each on the miniature's stage ``generate``: time, and file for file the same.
 
-    python bench/workers.py --out /tmp/workers                     # 960 pictures: about 12 minutes on two idle cores
-    python bench/workers.py --count 128 --kills 2 --out /tmp/workers
-    python bench/workers.py --ray --out /tmp/workers               # the two workers are Ray's
+    python bench/workers.py --out scratch/workers                  # 960 pictures: about 12 minutes on two idle cores
+    python bench/workers.py --count 128 --kills 2 --out scratch/workers
+    python bench/workers.py --ray --out scratch/workers            # the two workers are Ray's
 
 Then runs it with two workers again, as often as --kills says, and each time kills one of them (SIGKILL) at a random
 moment: nothing may be lost and nothing doubled, so the files must be those of one worker. Prints JSON; exit code 1 if
