@@ -1,6 +1,7 @@
 # make repro   environment, installation, the whole pipeline; then the numbers and where the pictures are
 # make test    environment, installation, the tests
-# make plan    what a run of the present parameters needs: hours, disk, memory, weights, data sets
+# make plan    what a run of the present parameters needs: hours, disk, memory, weights, data sets (PROFILE=sd14: of a
+#              profile's values; TARGETS="attentioncut@test tables/diffusionseg-tab3/dvc.yaml": of these alone)
 # make verify  re-hash cache and workspace, name every damaged or missing file
 # Both work offline once installed, in a path with spaces, and do nothing twice.
 SHELL := /bin/bash
@@ -19,7 +20,7 @@ test: .venv/tested
 	$(IN_VENV) python -m pytest
 
 plan: .venv/installed
-	@$(IN_VENV) python -m maskmill.plan $(if $(PROFILE),--profile $(PROFILE))
+	@$(IN_VENV) python -m maskmill.plan $(if $(PROFILE),--profile $(PROFILE)) $(TARGETS)
 
 verify: .venv/installed
 	@$(IN_VENV) python -m maskmill.verify

@@ -596,6 +596,9 @@ class Params:
     tables: Tables
 
 
+RANGES = (("pretrain.unet.t_low", "pretrain.unet.t_high"),)  # the first must be below the second
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -608,7 +611,8 @@ def load(path: str | Path, overrides: Mapping[str, str | Sequence[str]] | None =
 
     Raises:
         UserError: the file cannot be read or is no YAML; a key is unknown, missing or given twice; a value has the
-            wrong type or is out of range. Names the file (or the option) and the dotted key.
+            wrong type, is out of range, or is not below the one that ends its range. Names the file (or the option) and
+            the dotted key.
     """
     path = Path(path)
     try:
@@ -635,7 +639,12 @@ def loads(text: str, name: str, overrides: Mapping[str, str | Sequence[str]] | N
         option = key.partition("[")[0]
         return f"--{option}" if option in overrides else f"{name}: {key}"
 
-    return _section(Params, data, "", where, name)
+    params = _section(Params, data, "", where, name)
+    for low, high in RANGES:
+        first, end = get(params, low), get(params, high)
+        if first >= end:
+            raise UserError(f"{where(low)}: expected a value below {high}, which is {end}, got {_show(first)}")
+    return params
 
 
 def _parse(text: str, name: str) -> Any:

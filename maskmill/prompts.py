@@ -23,6 +23,7 @@ import pandas as pd
 
 from maskmill import world
 from maskmill.errors import UserError
+from maskmill.hub import download_model, is_hub_id
 from maskmill.params import Prompts
 from maskmill.store import read_rows
 from maskmill.world import article
@@ -403,18 +404,26 @@ def load_tokenizer(model: str, revision: str = "") -> Any:
     """The tokenizer of a diffusers model: a local folder or a hub id.
 
     Raises:
-        UserError: the folder has no ``tokenizer`` part, or the id cannot be loaded.
+        UserError: the folder has no ``tokenizer`` part, the id cannot be loaded, or there is no vocabulary.
     """
     folder = Path(model)
     if folder.is_dir() and not (folder / "tokenizer").is_dir():
         raise UserError(f"{folder}: expected a model folder with a tokenizer in it, got none")
+    if not folder.is_dir() and not is_hub_id(model):
+        raise UserError(f"{model}: expected a model folder or an id of the hub like owner/name, found no such folder")
     from transformers import CLIPTokenizer  # late: it takes seconds
 
+    reason = ""
     try:
-        return CLIPTokenizer.from_pretrained(model, subfolder="tokenizer", revision=revision or None)
+        tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer", revision=revision or None)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of files that it cannot find
+            reason = "a tokenizer without vocabulary"
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{model}: expected a diffusers model folder or hub id, got: {reason}") from None
+    if reason:
+        mend = "" if folder.is_dir() else f"; download it first: {download_model(model, revision)}"
+        raise UserError(f"{model}: expected a diffusers model folder or hub id, got: {reason}{mend}")
+    return tokenizer
 
 
 def check_context(tokenizer: Any, text: str, end: int = 0) -> None:

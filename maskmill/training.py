@@ -77,11 +77,57 @@ def accelerator(device: str, precision: str) -> Accelerator:
 
 @dataclass
 class _Run:
-    """What a checkpoint holds."""
+    """How far training is: steps done, the rows so far, and the losses since the last row."""
 
     step: int = 0
     history: History = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
+
+
+@dataclass
+class _Learner:
+    """What training changes: the weights, their average and the optimiser's moments; with ``_Run`` a checkpoint.
+
+    Attributes:
+        model: as the launcher wraps it. inner: the caller's own. average: None where ``Recipe.ema`` is 0.
+    """
+
+    model: nn.Module
+    inner: nn.Module
+    average: AveragedModel | None
+    optimiser: torch.optim.Optimizer
+    accelerator: Accelerator
+
+    @property
+    def result(self) -> nn.Module:
+        """The model with the weights as they would be returned now."""
+        return self.inner if self.average is None else self.average
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def update(self) -> None:
+        """One step along the gradients."""
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.inner)
+
+    def state(self) -> dict[str, Any]:
+        average, scaler = self.average, self.accelerator.scaler
+        return {"model": self.inner.state_dict(), "average": average.state_dict() if average is not None else None,
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None}  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what ``state`` gave."""
+        self.inner.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
 def fit(
@@ -116,53 +162,68 @@ def fit(
         UserError: the loss is no longer finite, with the step and the learning rate; a batch that cannot be shared
             equally among the processes.
     """
+    _check_shares(recipe, accelerator)
+    bar = _NoBar() if bar is None else bar
+    learner = _prepared(model, recipe, accelerator)
+    run = _resume(checkpoint, stamp, learner)
+    bar.update(run.step)
+    saved_at = time.monotonic()
+    learner.model.train()
+    for step in range(run.step, recipe.steps):
+        learner.set_rate(recipe.rate(step))
+        rows = rows_of(seed, step, recipe.batch, count)[accelerator.process_index :: accelerator.num_processes]
+        generator = _generator(seed, step, accelerator)
+        run.recent.append(_step(learner.model, loss_of, rows, recipe.accumulate, generator, accelerator))
+        _check_loss(run.recent[-1], step, recipe, checkpoint)
+        learner.update()
+        run.step = step + 1
+        if run.step % recipe.log_every == 0 or run.step == recipe.steps:
+            run.history.append(_report(run, recipe.rate(step), learner.result, validate))
+            learner.model.train()
+            bar.set_postfix(loss=f"{run.history[-1]['loss']:.4f}", refresh=False)
+        bar.update(1)
+        due = time.monotonic() - saved_at > CHECKPOINT_SECONDS or run.step == recipe.steps
+        if accelerator.is_main_process and due:
+            _save(checkpoint, stamp, run, learner)
+            saved_at = time.monotonic()
+    if learner.average is not None:
+        learner.inner.load_state_dict(learner.average.module.state_dict())
+    learner.inner.eval()
+    return run.history
+
+
+class _NoBar:
+    """Stands in for the progress bar that the caller does not want."""
+
+    def update(self, n: int) -> None: ...
+
+    def set_postfix(self, **_: Any) -> None: ...
+
+
+def _check_shares(recipe: Recipe, accelerator: Accelerator) -> None:
     if recipe.batch % (accelerator.num_processes * recipe.accumulate):
         raise UserError(
             f"batch {recipe.batch}: expected a multiple of processes x accumulate, "
             f"{accelerator.num_processes} x {recipe.accumulate}"
         )
+
+
+def _prepared(model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> _Learner:
+    """Hand model and optimiser to the launcher, which may wrap both, and start the average."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=recipe.lr)
     model, optimiser = accelerator.prepare(model, optimiser)
     inner = accelerator.unwrap_model(model)
     average = AveragedModel(inner, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
-    run = _resume(checkpoint, stamp, inner, average, optimiser, accelerator)
-    if bar is not None:
-        bar.update(run.step)
-    saved_at = time.monotonic()
-    model.train()
-    for step in range(run.step, recipe.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate(step)
-        rows = rows_of(seed, step, recipe.batch, count)[accelerator.process_index :: accelerator.num_processes]
-        generator = _generator(seed, step, accelerator)
-        run.recent.append(_step(model, loss_of, rows, recipe.accumulate, generator, accelerator))
-        if not math.isfinite(run.recent[-1]):
-            raise UserError(
-                f"step {step + 1} of {recipe.steps}: the loss is {run.recent[-1]} at learning rate "
-                f"{recipe.rate(step):g}; lower the rate, the last checkpoint is {checkpoint}"
-            )
-        optimiser.step()
-        optimiser.zero_grad()
-        if average is not None:
-            average.update_parameters(inner)
-        run.step = step + 1
-        if run.step % recipe.log_every == 0 or run.step == recipe.steps:
-            run.history.append(_report(run, recipe.rate(step), average or inner, validate))
-            model.train()
-            if bar is not None:
-                bar.set_postfix(loss=f"{run.history[-1]['loss']:.4f}", refresh=False)
-        if bar is not None:
-            bar.update(1)
-        if accelerator.is_main_process and (
-            time.monotonic() - saved_at > CHECKPOINT_SECONDS or run.step == recipe.steps
-        ):
-            _save(checkpoint, stamp, run, inner, average, optimiser, accelerator)
-            saved_at = time.monotonic()
-    if average is not None:
-        inner.load_state_dict(average.module.state_dict())
-    inner.eval()
-    return run.history
+    return _Learner(model, inner, average, optimiser, accelerator)
+
+
+def _check_loss(loss: float, step: int, recipe: Recipe, checkpoint: Path) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"step {step + 1} of {recipe.steps}: the loss is {loss} at learning rate {recipe.rate(step):g}; lower the "
+            f"rate, the last checkpoint is {checkpoint}"
+        )
 
 
 def _generator(seed: int, step: int, accelerator: Accelerator) -> torch.Generator:
@@ -194,32 +255,22 @@ def _report(run: _Run, rate: float, model: nn.Module, validate) -> dict[str, flo
     return row
 
 
-def _save(path: Path, stamp: str, run: _Run, inner, average, optimiser, accelerator: Accelerator) -> None:
-    state = {
-        "stamp": stamp, "step": run.step, "history": run.history, "recent": run.recent, "model": inner.state_dict(),
-        "average": average.state_dict() if average is not None else None, "optimiser": optimiser.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-    }  # fmt: skip
+def _save(path: Path, stamp: str, run: _Run, learner: _Learner) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    torch.save(state, aside)
+    torch.save({"stamp": stamp, **vars(run), **learner.state()}, aside)
     os.replace(aside, path)
 
 
-def _resume(path: Path, stamp: str, inner, average, optimiser, accelerator: Accelerator) -> _Run:
+def _resume(path: Path, stamp: str, learner: _Learner) -> _Run:
     """Load the checkpoint of this very run, if there is one that can be read."""
     if not path.is_file():
         return _Run()
     try:
-        state = torch.load(path, map_location=accelerator.device, weights_only=True)
+        state = torch.load(path, map_location=learner.accelerator.device, weights_only=True)
     except Exception:  # noqa: BLE001 - whatever is wrong with a checkpoint, the run can start afresh
         return _Run()
     if state.get("stamp") != stamp:
         return _Run()
-    inner.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    if accelerator.scaler is not None and state["scaler"] is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
+    learner.load(state)
     return _Run(state["step"], state["history"], state["recent"])

@@ -481,21 +481,56 @@ def check_remote(
     Raises:
         UserError: the remote cannot be reached or keeps no objects by hash.
     """
-    default = repo.config["core"].get("remote")
     made = [o for o in made if o.pushed is not None and o.pushed in ("", name)]
     odbs = {h: repo.cloud.get_remote_odb(name, "verify", hash_name=h) for h in {o.hash_name for o in made}}
-    entries, read = dict(local.entries), {}
+    remote = Remote(name, odbs, local)
+    entries, read = _read_remote(remote, made, quick)
+    findings, done = [], []
+    for output in made:
+        wanted = {None: output.oid} if output.folder else {}
+        wanted |= entries.get(output.oid, {}) if output.folder else {"": output.oid}
+        sizes = _sizes(output, {n: m for n, m in wanted.items() if n is not None}, local)
+        bad = {n: f for n, m in wanted.items()
+               if (f := fault(read[output.hash_name, m], m.removesuffix(".dir"), sizes.get(n)))}  # fmt: skip
+        at_hand = {n for n in bad if local.object(output, wanted[n]).md5 == wanted[n].removesuffix(".dir")}
+        if put:
+            for n in sorted(at_hand, key=lambda n: (n is None, n or "")):  # a folder's list last, as dvc push has it
+                key = output.hash_name, wanted[n]
+                if remote.upload(key):
+                    done.append(f"{remote.path(key)}: uploaded")
+                read[key] = local.read[local.objects[key]]
+            bad = {n: what for n, what in bad.items() if n not in at_hand}
+        if bad:
+            files = _named_in_remote(remote, output, wanted, bad)
+            findings.append(Finding(output, files, _remote_advice(repo, name, output, at_hand == set(bad))))
+    return findings, list(dict.fromkeys(done))
 
-    def look(key: tuple[str, str], whole: bool = True) -> tuple[Digest, bytes]:
-        odb = odbs[key[0]]
-        path = odb.oid_to_path(key[1])
+
+@dataclass
+class Remote:
+    """A DVC remote and how its objects are read. A key is (hash name, oid).
+
+    Attributes:
+        odbs: hash name -> DVC's object store. local: the cache, which says how large objects should be.
+    """
+
+    name: str
+    odbs: dict[str, Any]
+    local: Local
+
+    def path(self, key: tuple[str, str]) -> str:
+        return self.odbs[key[0]].oid_to_path(key[1])
+
+    def look(self, key: tuple[str, str], whole: bool = True) -> tuple[Digest, bytes]:
+        """The digest of an object, and of a folder's list its bytes; without ``whole`` what the store says of it.
+
+        Raises:
+            UserError: the object is there and cannot be read, or nobody can tell.
+        """
+        odb, path = self.odbs[key[0]], self.path(key)
         try:
-            if not whole:
-                info = odb.fs.info(path)
-                tag = str(info.get("ETag", "")).strip('"')
-                local_size = local.read[known].size if (known := local.right.get(key)) else info.get("size")
-                if info.get("size") == local_size and ("-" in tag or len(tag) != 32 or tag == key[1].split(".")[0]):
-                    return Digest(key[1].removesuffix(".dir"), info.get("size") or 0), b""
+            if not whole and (told := self._told(key, odb.fs.info(path))):
+                return told, b""
             if key[1].endswith(".dir"):
                 with odb.fs.open(path, "rb") as file:
                     data = file.read()
@@ -509,64 +544,69 @@ def check_remote(
         except FileNotFoundError:
             return GONE, b""
         except Exception as error:  # whatever a store's client raises for a wrong key, host or permission
-            raise UserError(f"remote {name}: {path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"remote {self.name}: {path}: cannot be read: {' '.join(str(error).split())[:200]}"
+                            ) from None  # fmt: skip
 
+    def _told(self, key: tuple[str, str], info: Mapping[str, Any]) -> Digest | None:
+        """The digest that an object has by its size and ETag; None: these are not what they should be."""
+        tag, size = str(info.get("ETag", "")).strip('"'), info.get("size")
+        right = self.local.read[known].size if (known := self.local.right.get(key)) else size
+        no_md5 = "-" in tag or len(tag) != 32  # S3's tag of an upload in parts, another store's, or none
+        as_told = size == right and (no_md5 or tag == key[1].split(".")[0])
+        return Digest(key[1].removesuffix(".dir"), size or 0) if as_told else None
+
+    def upload(self, key: tuple[str, str]) -> bool:
+        """Put the cache's object in its place; -> whether anything was written."""
+        from dvc.fs import localfs
+
+        odb, path = self.odbs[key[0]], self.path(key)
+        try:
+            if odb.fs.protocol == "local":
+                _remove(path)
+            return odb.add(self.local.objects[key], localfs, key[1], check_exists=False) > 0
+        except Exception as error:
+            raise UserError(f"remote {self.name}: {path}: cannot be written: {error}") from None
+
+
+def _read_remote(
+    remote: Remote, made: Sequence[Output], quick: bool
+) -> tuple[dict[str, Entries], dict[tuple[str, str], Digest]]:
+    """The lists of folders that the cache or the remote has right, by oid, and the digests of all objects, by key."""
+    entries, read = dict(remote.local.entries), {}
     folders = list({(o.hash_name, o.oid): None for o in made if o.folder})
-    for key, (got, data) in zip(folders, _side_by_side(look, folders, STREAMS), strict=True):
+    for key, (got, data) in zip(folders, _side_by_side(remote.look, folders, STREAMS), strict=True):
         read[key] = got
         if f"{got.md5}.dir" == key[1]:
-            entries[key[1]] = entries_of(data, f"remote {name}: {key[1]}")
+            entries[key[1]] = entries_of(data, f"remote {remote.name}: {key[1]}")
     members = {(o.hash_name, md5): None for o in made if o.folder for md5 in entries.get(o.oid, {}).values()}
     members |= {(o.hash_name, o.oid): None for o in made if not o.folder}
     keys = list(members)
-    with progress(None, f"verify {name}", total=len(keys), unit="object") as bar:
-        for key, (got, _) in zip(keys, _side_by_side(lambda k: look(k, not quick), keys, STREAMS), strict=True):
+    with progress(None, f"verify {remote.name}", total=len(keys), unit="object") as bar:
+        every = _side_by_side(lambda key: remote.look(key, not quick), keys, STREAMS)
+        for key, (got, _) in zip(keys, every, strict=True):
             read[key] = got
             bar.update()
-    findings, done = [], []
-    for output in made:
-        wanted = {None: output.oid} if output.folder else {}
-        wanted |= entries.get(output.oid, {}) if output.folder else {"": output.oid}
-        sizes = _sizes(output, {n: m for n, m in wanted.items() if n is not None}, local)
-        bad = {n: f for n, m in wanted.items()
-               if (f := fault(read[output.hash_name, m], m.removesuffix(".dir"), sizes.get(n)))}  # fmt: skip
-        at_hand = {n for n in bad if local.object(output, wanted[n]).md5 == wanted[n].removesuffix(".dir")}
-        if put:
-            for n in sorted(at_hand, key=lambda n: (n is None, n or "")):  # a folder's list last, as dvc push has it
-                source = local.objects[output.hash_name, wanted[n]]
-                if _upload(odbs[output.hash_name], repo, source, wanted[n], name):
-                    done.append(f"{odbs[output.hash_name].oid_to_path(wanted[n])}: uploaded")
-                read[output.hash_name, wanted[n]] = local.read[source]
-            bad = {n: what for n, what in bad.items() if n not in at_hand}
-        if not bad:
-            continue
-        finding = Finding(output)
-        if output.folder and len(bad) == len(wanted) and set(bad.values()) == {"missing"}:
-            finding.files.append((output.path, f"missing in the remote, its list and all {len(bad) - 1} files"))
-        else:
-            for n, what in bad.items():
-                place = odbs[output.hash_name].oid_to_path(wanted[n])
-                role = f"the list of the files of {output.path}" if n is None else output.member(n)
-                finding.files.append((place, f"{what}; {role}"))
-        mending = f"python -m maskmill.verify --remote {name} --mend"
-        if at_hand == set(bad):
-            finding.advice = f"{mending}   (uploads the cache's right copies; dvc push may hold them for present)"
-        else:
-            pull = f"dvc pull {output.stage}, or: " if default and default != name else ""
-            finding.advice = f"{pull}dvc repro {output.stage}   (the cache has no right copy), then: {mending}"
-        findings.append(finding)
-    return findings, list(dict.fromkeys(done))
+    return entries, read
 
 
-def _upload(odb: Any, repo: Repo, source: str, oid: str, name: str) -> bool:
-    from dvc.fs import localfs
+def _named_in_remote(
+    remote: Remote, output: Output, wanted: Mapping[str | None, str], bad: Mapping[str | None, str]
+) -> list[tuple[str, str]]:
+    """Lines (path, what) on an output's faults. ``wanted``: its files, and None for their list, -> oid."""
+    if output.folder and len(bad) == len(wanted) and set(bad.values()) == {"missing"}:
+        return [(output.path, f"missing in the remote, its list and all {len(bad) - 1} files")]
+    roles = {n: f"the list of the files of {output.path}" if n is None else output.member(n) for n in bad}
+    return [(remote.path((output.hash_name, wanted[n])), f"{what}; {roles[n]}") for n, what in bad.items()]
 
-    try:
-        if odb.fs.protocol == "local":
-            _remove(odb.oid_to_path(oid))
-        return odb.add(source, localfs, oid, check_exists=False) > 0
-    except Exception as error:
-        raise UserError(f"remote {name}: {odb.oid_to_path(oid)}: cannot be written: {error}") from None
+
+def _remote_advice(repo: Repo, name: str, output: Output, at_hand: bool) -> str:
+    """What to do. ``at_hand``: the cache has right copies of all that is at fault."""
+    mending = f"python -m maskmill.verify --remote {name} --mend"
+    if at_hand:
+        return f"{mending}   (uploads the cache's right copies; dvc push may hold them for present)"
+    default = repo.config["core"].get("remote")
+    pull = f"dvc pull {output.stage}, or: " if default and default != name else ""
+    return f"{pull}dvc repro {output.stage}   (the cache has no right copy), then: {mending}"
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 Every worker builds its own model once and computes whole shards, each of which is a function of its samples alone; so
 the files are the same whatever the number of workers. On a CPU a worker computes with one thread: small kernels gain
 little from a second one, and their rounding would depend on how many there are. Within a worker samples go through the
-model in batches of one size.
+model in batches of one size; on a GPU that size is found.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from maskmill.errors import UserError
 
 T = TypeVar("T")
 DEATHS = 3  # times that dead workers are replaced before a stage gives up
+SHARE = 0.8  # of a GPU's free memory that a batch may take: the next one's peak may be higher than the first one's
 
 _work: Callable[[Any], Any] | None = None  # in a worker process: what it does with a shard
-_fits: int | None = None  # in a process whose GPU ran out of memory: the batch that did not
+_fits: int | None = None  # in a worker on a GPU: the samples at once that it has memory for, once that is known
+_place = ""  # of this process, where it is a worker
 
 
 def pin(device: str) -> None:
@@ -40,8 +42,9 @@ def in_batches(count: int, batch: int, compute: Callable[[list[int]], Sequence[T
     """``compute`` on the indices 0..count-1, always ``batch`` of them: the last ones are filled up by repeating.
 
     Kernels round differently for different batch sizes; with one size a sample is the same bits wherever it stands.
-    A GPU that runs out of memory gets half as many from then on, in this process, down to one; that moves the rounding
-    of its samples and nothing else.
+    On a GPU that holds for the rounding alone, and the size is found: the memory that the first batch took says how
+    many samples there is room for, and later calls take as many of theirs at once (unless MASKMILL_BATCH is set, which
+    is kept to). One that runs out of memory gets half as many from then on, in this process, down to one.
 
     Args:
         compute: indices -> one result for each of them.
@@ -54,20 +57,53 @@ def in_batches(count: int, batch: int, compute: Callable[[list[int]], Sequence[T
     global _fits
     results: list[T] = []
     while len(results) < count:
-        size = min(batch, _fits or batch)
+        size = _size(count - len(results), batch)
         new = list(range(len(results), min(count, len(results) + size)))
+        unknown = _fits is None and _place.startswith("cuda") and not os.environ.get("MASKMILL_BATCH", "").strip()
+        before = _begin(_place) if unknown else 0
         try:
             found = compute(new + [new[-1]] * (size - len(new)))
         except torch.OutOfMemoryError:
             if size == 1:
                 raise UserError(f"out of memory with one sample at a time (MASKMILL_BATCH is {batch}): expected a GPU "
                                 "with more, model.dtype float16, or a smaller generate.size") from None  # fmt: skip
+            found = None
+        if found is None:  # out of the handler, whose traceback would keep the batch's memory
             _fits = size // 2
             torch.cuda.empty_cache()
             print(f"out of memory with a batch of {size}; going on with {_fits}", file=sys.stderr)
             continue
+        if unknown:
+            _fits = max(size, int(size * SHARE * _room(_place, before)))
         results += found[: len(new)]
     return results
+
+
+def _size(left: int, batch: int) -> int:
+    """Samples at once: ``batch`` until more is known; then no more than fit, and no more than are left."""
+    if _fits is None or _fits == batch:
+        return batch
+    if _fits < batch:
+        return _fits
+    parts = -(-left // _fits)
+    return max(batch, -(-left // parts))  # equal parts: little is filled up
+
+
+def _begin(place: str) -> int:
+    """Bytes that are in use before a batch whose peak is to be measured."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(place)
+    return torch.cuda.memory_allocated(place)
+
+
+def _room(place: str, before: int) -> float:
+    """How many times the memory that the batch took, at its peak, there is."""
+    import torch
+
+    took = torch.cuda.max_memory_allocated(place) - before
+    kept = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)  # free too, but held by torch
+    return (torch.cuda.mem_get_info(place)[0] + kept) / max(took, 1)
 
 
 def devices(device: str, workers: int) -> list[str]:
@@ -161,5 +197,7 @@ def _join(make: Callable, arguments: Sequence[Any], places: Any) -> None:
 
 
 def _made(make: Callable, arguments: Sequence[Any], place: str) -> Callable[[Any], Any]:
+    global _place
+    _place = place
     pin(place)
     return make(*arguments, place)

@@ -34,6 +34,7 @@ from maskmill.report.summary import to_json
 from maskmill.scores.controls import summarise_seeds
 from maskmill.scores.pooled import PROTOCOL, PooledAuroc
 from maskmill.scores.runs import truth_of
+from maskmill.spread import computed
 
 SHARD = 30
 CODE = ("maskmill.diffusion.backbone", "maskmill.diffusion.mean_attention", "maskmill.diffusion.noise")
@@ -84,15 +85,8 @@ def observe(items: list[Item], folder: Path, params, scratch: Path, settings: Ru
         [i.sample_id for i in items], [store.hash_file(folder / i.image) for i in items],
         store.model_stamp(m.id, m.revision), store.code_hashes(*CODE),
     )  # fmt: skip
-    by_id = {item.sample_id: item for item in items}
-    with store.ShardWriter(scratch / "maps", list(by_id), stamp, {}, SHARD, scratch / "shards") as writer:
-        jobs = [(shard, [by_id[i] for i in ids]) for shard, ids in writer.missing()]
-        with progress(None, "attention_curves", total=sum(len(part) for _, part in jobs), unit="image") as bar:
-            workers.run(Observer, (writer.shard_folder, folder, params, settings.batch), jobs,
-                        workers.devices(settings.device, settings.workers),
-                        lambda job, _: bar.update(len(job[1])))  # fmt: skip
-        writer.assemble()
-    return store.Store(scratch / "maps")
+    by_id, work = {item.sample_id: item for item in items}, (folder, params, settings.batch)
+    return computed(scratch, by_id, stamp, SHARD, Observer, work, "attention_curves", settings)
 
 
 Maps = dict[str, dict[str, np.ndarray]]  # sample -> what ``Observer.look`` gave

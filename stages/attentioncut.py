@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from maskmill import store, workers
-from maskmill.cli import die_with_parent, progress, stage_arguments, worker_count, write_atomically
+from maskmill import store
+from maskmill.cli import die_with_parent, stage_arguments, worker_count, write_atomically
 from maskmill.datasets.table import Item, item_rng, read_image, read_table, save_png
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks import refine
 from maskmill.masks.attentioncut import CutParams, attention_cut
 from maskmill.params import Params
+from maskmill.spread import each
 
 CHUNK = 50
 FLAGS = ("no_boundary", "constant_map", "empty", "full")
@@ -52,16 +53,8 @@ class Cutter:
 
 def cut_all(items: list[Item], images: Path, records: Path, params: Params, out: Path) -> list[dict]:
     """Cut all pictures with as many processes as there are workers; -> their rows in the order of ``items``."""
-    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
-    rows: dict[str, dict] = {}
-    with progress(None, "attentioncut", total=len(items), unit="mask") as bar:
-
-        def done(chunk: list[Item], found: list[dict]) -> None:
-            rows.update((row["sample_id"], row) for row in found)
-            bar.update(len(chunk))
-
-        workers.run(Cutter, (images, records, params, out), chunks, ["cpu"] * worker_count(), done)
-    return [rows[item.sample_id] for item in items]
+    places, work = ["cpu"] * worker_count(), (images, records, params, out)
+    return list(each(items, CHUNK, Cutter, work, "attentioncut", places, "mask").values())
 
 
 def main() -> None:

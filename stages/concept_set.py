@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from maskmill import store, workers
-from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
+from maskmill.cli import die_with_parent, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import Item, save_png, table_csv
 from maskmill.diffusion.backbone import Backbone
 from maskmill.diffusion.concepts import ConceptSampler, object_prompt
 from maskmill.errors import exit_cleanly
 from maskmill.prompts import sample_seed
+from maskmill.spread import fill
 
 SHARD = 32
 CODE = ("maskmill.diffusion.backbone", "maskmill.diffusion.concepts", "maskmill.diffusion.inpainting",
@@ -63,11 +64,8 @@ def main() -> None:
                               store.code_hashes(*CODE))  # fmt: skip
     pictures = Path(args.scratch) / "pictures"
     with store.ShardWriter(pictures, list(seeds), stamp, {}, SHARD, Path(args.scratch) / "shards") as writer:
-        jobs = [(shard, [(name, seeds[name]) for name in names]) for shard, names in writer.missing()]
-        with progress(None, "concept_set", total=sum(len(todo) for _, todo in jobs), unit="image") as bar:
-            workers.run(Artist, (writer.shard_folder, unet, params, settings.batch), jobs,
-                        workers.devices(settings.device, settings.workers),
-                        lambda job, _: bar.update(len(job[1])))  # fmt: skip
+        work = (writer.shard_folder, unet, params, settings.batch)
+        fill([writer], {name: (name, seed) for name, seed in seeds.items()}, Artist, work, "concept_set", settings)
         writer.assemble()
         caption = object_prompt(d.object, d.word)
         items = []

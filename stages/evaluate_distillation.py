@@ -99,11 +99,17 @@ def bars(found: dict[str, dict], metric: str, name: str, word: str, place: str) 
 
 
 def read_quality(path: Path) -> dict:
-    """What stage generation_quality wrote: the numbers of the metrics file and the part for a table."""
+    """What stage generation_quality wrote: the numbers of the metrics file and the part for a table.
+
+    ``found_f`` and ``found_b`` are for the prompts alone; ``..._guided`` for the guidance with which pictures of the
+    object and of its background are made where they are used.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         metric, y_f, y_b = found["metric"], found["scale 1"], found["scale 0"]
-        return {"found_f": y_f["found"], "found_b": y_b["found"], metric: y_f[metric], "metric": metric,
+        guided_f, guided_b = found[found["guided_f"]], found[found["guided_b"]]
+        return {"found_f": y_f["found"], "found_b": y_b["found"], "found_f_guided": guided_f["found"],
+                "found_b_guided": guided_b["found"], metric: y_f[metric], "metric": metric,
                 "told": found["protocol"][metric]}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected the quality.json of stage generation_quality, got: {error!r}") from None

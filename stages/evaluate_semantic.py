@@ -14,54 +14,23 @@ Expect:   OVDiff above the same without background prototypes and above regions 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from maskmill.cli import die_with_parent, progress, stage_arguments, write_atomically
-from maskmill.datasets.table import Item, read_labels, read_table
+from maskmill.datasets.table import read_table
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.report.figures import save_table
-from maskmill.report.labelmaps import read_label_map
 from maskmill.report.perclass import class_bars, confusion_map
-from maskmill.report.segmentations import names_of
 from maskmill.report.summary import to_json
 from maskmill.scores.controls import summarise_seeds
-from maskmill.scores.semantic import VOID, SemanticScores
-from maskmill.segmenters.categories import THING, Category, load_categories
+from maskmill.scores.label_runs import Row, joined, score_folder, scored_classes
+from maskmill.scores.semantic import SemanticScores
+from maskmill.segmenters.categories import THING, load_categories
 
 HEADLINES = ("miou", "miou_classes", "accuracy", "mean_accuracy")
-
-
-def look_up(names: list[str], scored: list[Category]) -> np.ndarray:
-    """(256,) uint8: number among the scored classes of each label of a map with these names; others become 0."""
-    places = {word: k for k, c in enumerate(scored, 1) for word in (c.query, c.name)}
-    out = np.zeros(256, np.uint8)
-    out[1 : 1 + len(names)] = [places.get(name, 0) for name in names]
-    out[VOID] = VOID
-    return out
-
-
-def draws_of(folders: list[Path]) -> list[list[tuple[int, Item]]]:
-    """The images of each draw: the first draws of all sets together, then the second ones ..., each image with the
-    number of its set.
-
-    Raises:
-        UserError: the sets have different numbers of draws, or an image without a label map.
-    """
-    drawn: list[list[list[tuple[int, Item]]]] = []
-    for k, folder in enumerate(folders):
-        by_seed: dict[str, list[tuple[int, Item]]] = {}
-        for item in read_table(folder):
-            if not item.labels:
-                raise UserError(f"{folder}/index.csv: {item.sample_id}: expected a label map in the column 'labels', "
-                                "got none")  # fmt: skip
-            by_seed.setdefault(item.seed, []).append((k, item))
-        drawn.append(list(by_seed.values()))
-    if len({len(own) for own in drawn}) > 1:
-        raise UserError(f"{folders[-1]}: expected {len(drawn[0])} draws as {folders[0]} has, got {len(drawn[-1])}")
-    return [sum(parts, []) for parts in zip(*drawn, strict=True)]
 
 
 def methods_of(text: str, sets: int) -> dict[str, list[Path]]:
@@ -76,23 +45,14 @@ def methods_of(text: str, sets: int) -> dict[str, list[Path]]:
     return found
 
 
-def score(
-    draw: list[tuple[int, Item]], sets: list[Path], folders: list[Path], truth: list[Category],
-    scored: list[Category], background: str,
-) -> SemanticScores:  # fmt: skip
-    """One draw of one method."""
-    scores = SemanticScores([c.name for c in scored], background)
-    of_truth = look_up([c.name for c in truth], scored)
-    found = [(len(names := names_of(folder)), look_up(names, scored)) for folder in folders]
-    for k, item in draw:
-        target = read_labels(sets[k] / item.labels)
-        odd = target[(target > len(truth)) & (target != VOID)]
-        if odd.size:
-            raise UserError(f"{sets[k] / item.labels}: expected labels 0 to {len(truth)} or {VOID}, got {int(odd[0])}")
-        count, of_prediction = found[k]
-        path = folders[k] / "labels" / f"{item.sample_id}.png"
-        scores.update(of_prediction[read_label_map(path, count, target.shape)], of_truth[target], item.sample_id)
-    return scores
+def draws_of(sets: list[Path], folders: list[Path], truth: list[Row], scored: list[Row], background: str):
+    """One method: its confusion matrix of each draw, the first draws of all sets together, then the second ones."""
+    found = []
+    for images, labels in zip(sets, folders, strict=True):
+        items = [replace(item, dataset="") for item in read_table(images)]  # whose data set it is makes no difference
+        found.append(score_folder(progress(items, labels.as_posix(), unit="image"), images, labels, truth, scored,
+                                  background))  # fmt: skip
+    return list(joined(found)[""].values())
 
 
 def main() -> None:
@@ -108,29 +68,28 @@ def main() -> None:
                                  ("background", args.background, ("class", "void"))):  # fmt: skip
         if value not in known:
             raise UserError(f"--{option}: expected {' or '.join(known)}, got {value!r}")
-    truth = load_categories(args.classes)
-    scored = [c for c in truth if args.stuff == "class" or c.kind == THING]
-    methods, draws = methods_of(args.methods, len(sets)), draws_of(sets)
-    runs: list[dict[str, dict]] = [{} for _ in draws]
+    truth = [{"class": c.name, "query": c.query, "kind": c.kind} for c in load_categories(args.classes)]
+    scored = scored_classes(truth, "all" if args.stuff == "class" else THING)
+    methods = methods_of(args.methods, len(sets))
+    runs: list[dict[str, dict]] = []
     tables, whole = [], {}
     for name, folders in methods.items():
-        for run, draw in zip(runs, progress(draws, name, unit="draw"), strict=True):
-            scores = score(draw, sets, folders, truth, scored, args.background)
+        draws = draws_of(sets, folders, truth, scored, args.background)
+        runs = runs or [{} for _ in draws]
+        for run, scores in zip(runs, draws, strict=True):
             result = scores.result()
             run[name] = {key: result[key] for key in HEADLINES if key in result}
-            whole.setdefault(name, []).append(scores)
-        pooled = SemanticScores([c.name for c in scored], args.background)
-        for scores in whole[name]:
+        pooled = whole[name] = SemanticScores(draws[0].classes, args.background)
+        for scores in draws:
             pooled.merge(scores)
-        ious = pd.DataFrame([s.table()["iou"].to_numpy() for s in whole[name]])  # a draw may lack a class
+        ious = pd.DataFrame([s.table()["iou"].to_numpy() for s in draws])  # a draw may lack a class
         tables.append(pooled.table().assign(method=name, iou=ious.mean(), iou_std=ious.std()))
-        whole[name] = pooled
     headline = summarise_seeds(runs, args.name)
     columns = ["method", "label", "class", "iou", "iou_std", "recall", "precision", "truth", "predicted"]
     per_class = pd.concat(tables)[columns]
     write_atomically(out.with_name(f"{out.name}.json"), to_json(headline))
     save_table(per_class, out.with_name(f"{out.name}_classes.csv"))
-    count = sum(map(len, draws))
+    count = next(iter(whole.values())).images
     class_bars(per_class, out.with_name(f"{out.name}_classes.png"), f"IoU per class, {count} pictures")
     first = next(iter(methods))
     confusion_map(whole[first], out.with_name(f"{out.name}_confusion.png"), f"{first}: where true pixels went")

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy import ndimage
 
 from maskmill import workers
@@ -28,25 +27,13 @@ from maskmill.cli import die_with_parent, runtime, stage_arguments, write_atomic
 from maskmill.datasets.pictures import find_pictures
 from maskmill.datasets.table import read_image, read_mask
 from maskmill.errors import UserError, exit_cleanly
+from maskmill.from_bank import open_segmenter
 from maskmill.report.explained import explained
 from maskmill.report.labelmaps import png
 from maskmill.segmenters.categories import load_categories
-from maskmill.segmenters.features_of import open_extractors
-from maskmill.segmenters.openvocab import Segmenter, chosen_classes
+from maskmill.segmenters.openvocab import chosen_classes
 from maskmill.segmenters.prototypes import Bank
 from maskmill.segmenters.support import picture_of
-
-
-def in_batches(extract: Callable, batch: int) -> Callable[[Sequence[np.ndarray]], torch.Tensor]:
-    """As in stage segment: an extractor that always sees ``batch`` pictures."""
-
-    def extract_all(views: Sequence[np.ndarray]) -> torch.Tensor:
-        def of(index: list[int]) -> list[torch.Tensor]:
-            return list(extract([views[i] for i in index]))
-
-        return torch.stack(workers.in_batches(len(views), batch, of))
-
-    return extract_all
 
 
 def numbers(text: str, option: str, count: int, shape: tuple[int, int]) -> list[int]:
@@ -108,11 +95,8 @@ def main() -> None:
         raise UserError(f"--sample: expected an id of {args.images or given[0]}, got {args.sample!r}")
     bank = Bank(args.bank)
     classes, _ = chosen_classes(bank, load_categories(args.classes) if args.classes else [])
-    opened = open_extractors(params.model, (), params.extractors, settings.device)
-    facts = {name: extract.facts for name, extract in opened.items()}
-    prototypes = [bank.read(c.name, facts) for c in classes]
-    extractors = {name: in_batches(extract, settings.batch) for name, extract in opened.items()}
-    segmenter = Segmenter(prototypes, classes, extractors, params.segment, params.model.clip, settings.device)
+    segmenter = open_segmenter(bank, classes, params.model, params.extractors, params.segment, settings.batch,
+                               settings.device)  # fmt: skip
     image = read_image(picture.path)
     try:
         labels = segmenter([image])[0].labels

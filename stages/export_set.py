@@ -7,6 +7,7 @@ Output:   <out>: images/, masks/, foregrounds/ (RGBA), backgrounds/, annotations
 Command:  python stages/export_set.py --images data/distill/bird/sampled --masks data/distill/bird/refined_sampled
           --backgrounds data/distill/bird/refined_sampled/backgrounds --out data/distill/bird/set
 Time:     about 2 seconds for 200 pictures of 64x64
+Expect:   masks that other tools read back bit for bit
 """
 
 from __future__ import annotations

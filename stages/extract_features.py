@@ -15,11 +15,12 @@ from functools import cached_property
 from pathlib import Path
 
 from maskmill import store, workers
-from maskmill.cli import die_with_parent, progress, runtime, stage_arguments
+from maskmill.cli import die_with_parent, runtime, stage_arguments
 from maskmill.datasets.table import Item, read_image, read_table
 from maskmill.errors import exit_cleanly
 from maskmill.params import ExtractFeatures
 from maskmill.segmenters.extractors import Extractor, Source, locate
+from maskmill.spread import fill
 
 SHARD = 32
 CODE = ("maskmill.segmenters.extractors", "maskmill.datasets.table")
@@ -66,11 +67,8 @@ def main() -> None:
         store.code_hashes(*CODE),
     )  # fmt: skip
     with store.ShardWriter(args.out, list(items), stamp, {}, SHARD, args.scratch) as writer:
-        todo = [(shard, [items[i] for i in ids]) for shard, ids in writer.missing()]
-        with progress(None, "extract", total=sum(len(part) for _, part in todo), unit="image") as bar:
-            workers.run(ShardOfFeatures, (source, folder, writer.shard_folder, p, settings.batch), todo,
-                        workers.devices(settings.device, settings.workers),
-                        lambda job, _: bar.update(len(job[1])))  # fmt: skip
+        work = (source, folder, writer.shard_folder, p, settings.batch)
+        fill([writer], items, ShardOfFeatures, work, "extract", settings)
         writer.assemble()
     made = ", ".join(f"{name} from {layer}" for name, layer in store.Store(args.out).meta["features"].items())
     print(f"{args.out}: {len(items)} images; {made}")

@@ -19,12 +19,12 @@ import pandas as pd
 
 from maskmill import store, workers
 from maskmill.cli import Runtime, die_with_parent, progress, runtime, stage_arguments, write_atomically
-from maskmill.datasets.table import read_image, save_png
+from maskmill.datasets.table import read_image
 from maskmill.diffusion import passes
-from maskmill.diffusion.backbone import Backbone
-from maskmill.diffusion.features import FeatureMean
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.prompts import Row, check_context, load_tokenizer, read_csv
+from maskmill.spread import fill
+from maskmill.synthesis import Synthesiser, save_pictures, set_table
 from maskmill.zeroshot import ZeroShot
 
 SHARD = 32
@@ -45,53 +45,35 @@ def check_prompts(rows: list[Row], negative: str, path: str, tokenizer) -> None:
             raise UserError(f"{path}: row {row.sample_id}: {error}") from None
 
 
-class Synthesiser:
+class Work:
     """One worker: the model, and what it does with a shard. Images are there before the shard that vouches for them."""
 
     def __init__(
         self, records: store.ShardFolder, features: store.ShardFolder | None, images: Path, params, batch: int,
         device: str,
     ) -> None:  # fmt: skip
-        g, m = params.generate, params.model
-        self.records, self.features, self.images, self.settings, self.batch = records, features, images, g, batch
-        self.backbone = Backbone(m.id, m.revision, m.dtype, device)
-        self.capture = passes.open_capture(self.backbone, passes.RecordShape(g.bins, g.columns_rows, g.anchors))
-        path = params.invert_features.path
-        self.means = FeatureMean(self.backbone.unet, path) if features is not None else None
+        g = params.generate
+        self.records, self.features, self.images = records, features, images
+        shape = passes.RecordShape(g.bins, g.columns_rows, g.anchors)
+        path = params.invert_features.path if features is not None else None
+        self.synthesise = Synthesiser(params.model, g, g.negative, shape, batch, device, path)
 
     def __call__(self, job: tuple[int, list[Row]]) -> None:
-        shard, todo = job
-        g = self.settings
-
-        def sample(index: list[int]) -> list[tuple]:
-            chosen = [todo[i] for i in index]
-            pictures, records, vectors = passes.generate(
-                self.backbone, self.capture, [r.prompt for r in chosen], [(r.token_start, r.token_end) for r in chosen],
-                [r.seed for r in chosen], size=g.size, steps=g.steps, guidance=g.guidance, negative=g.negative,
-                bins=g.bins, features=self.means, solver=g.solver,
-            )  # fmt: skip
-            return list(zip(pictures, records, vectors or [None] * len(chosen), strict=True))
-
-        found = workers.in_batches(len(todo), self.batch, sample)
-        done = dict(zip([row.sample_id for row in todo], found, strict=True))
-        for name, (picture, _, _) in done.items():
-            save_png(picture, self.images / f"{name}.png")
+        shard, rows = job
+        made = self.synthesise(rows)
+        save_pictures(made, self.images)
         if self.features is not None:
-            self.features.put(shard, list(done), {i: f for i, (_, _, f) in done.items()})
-        self.records.describe(self.capture.meta)
-        self.records.put(shard, list(done), {i: r for i, (_, r, _) in done.items()})
+            self.features.put(shard, list(made), {name: own.features for name, own in made.items()})
+        self.records.describe(self.synthesise.meta)
+        self.records.put(shard, list(made), {name: own.record for name, own in made.items()})
 
 
 def synthesise(rows: list[Row], records, features, images: Path, params, settings: Runtime) -> None:
     """Fill the shards that are missing in either store."""
+    folders = [records.shard_folder, features.shard_folder if features is not None else None]
+    writers = [records, *([features] if features is not None else [])]
     by_id = {row.sample_id: row for row in rows}
-    missing = sorted({**dict(records.missing()), **(dict(features.missing()) if features else {})}.items())
-    jobs = [(shard, [by_id[i] for i in ids]) for shard, ids in missing]
-    folders = [records.shard_folder, features.shard_folder if features else None]
-    with progress(None, "generate", total=sum(len(todo) for _, todo in jobs), unit="image") as bar:
-        workers.run(Synthesiser, (*folders, images, params, settings.batch), jobs,
-                    workers.devices(settings.device, settings.workers),
-                    lambda job, _: bar.update(len(job[1])))  # fmt: skip
+    fill(writers, by_id, Work, (*folders, images, params, settings.batch), "generate", settings)
 
 
 def check_filter(rows: list[Row], clip: str, share: float) -> None:
@@ -104,14 +86,12 @@ def check_filter(rows: list[Row], clip: str, share: float) -> None:
 
 def judge(rows: list[Row], images: Path, params, device: str) -> pd.DataFrame:
     """The table of the set: every image with the probability that CLIP gives to its own class."""
-    names = {"cls": "class", "prompt": "caption", "seed": "noise_seed"}  # in an image set, seed is the draw
-    table = pd.DataFrame([asdict(r) for r in rows]).rename(columns=names)
-    table.insert(2, "image", [f"images/{i}.png" for i in table["sample_id"]])
+    table = set_table(rows)
     if params.model.clip:
         workers.pin(device)
         clip = ZeroShot(params.model.clip, sorted(set(table["class"])), device=device)
         pictures = (read_image(images / f"{i}.png") for i in progress(table["sample_id"], "judge", unit="image"))
-        p = clip.probabilities(list(pictures))
+        p = clip.probabilities(pictures)
         own = [clip.classes.index(c) for c in table["class"]]
         table["clip_own"] = p[range(len(p)), own].round(6)
         table["clip_best"] = [clip.classes[k] for k in p.argmax(1)]

@@ -8,7 +8,7 @@ Outputs:  <out>/quality.json: for each w the Frechet distance to the real pictur
           <out>/strip.png: the pictures of a few seeds across w
 Command:  python stages/generation_quality.py --unet data/distill/bird/unet --real data/concepts/bird/train
 Time:     about 2 minutes for 7 x 100 pictures of the miniature on 2 cores; killed, it goes on at the last shard
-Expect:   the object in most pictures at w = 1 and in few at w = 0
+Expect:   the object in most pictures at w = 2 and in few at w = 0; on the miniature in half of them at w = 1
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from maskmill import store, workers, world
-from maskmill.cli import Runtime, die_with_parent, progress, runtime, stage_arguments, write_atomically
+from maskmill.cli import Runtime, die_with_parent, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import read_image, read_table, save_png
 from maskmill.diffusion.backbone import Backbone
 from maskmill.diffusion.concepts import ConceptSampler, object_prompt
@@ -32,6 +32,7 @@ from maskmill.report.grids import Column, Row, picture_grid
 from maskmill.report.plots import guidance_curves
 from maskmill.report.summary import to_json
 from maskmill.scores.generation import compare, extractor_of, moments_of
+from maskmill.spread import fill
 from maskmill.zeroshot import ZeroShot
 
 SHARD = 25
@@ -74,11 +75,8 @@ def paint(params, unet: Path, scratch: Path, settings: Runtime) -> dict[float, P
                               store.model_stamp(m.id, m.revision), store.hash_tree(unet),
                               store.code_hashes(*CODE))  # fmt: skip
     with store.ShardWriter(scratch / "pictures", list(jobs), stamp, {}, SHARD, scratch / "shards") as writer:
-        todo = [(shard, [(name, *jobs[name]) for name in names]) for shard, names in writer.missing()]
-        with progress(None, "generation_quality", total=sum(len(part) for _, part in todo), unit="image") as bar:
-            workers.run(Artist, (writer.shard_folder, unet, params, settings.batch), todo,
-                        workers.devices(settings.device, settings.workers),
-                        lambda job, _: bar.update(len(job[1])))  # fmt: skip
+        work = (writer.shard_folder, unet, params, settings.batch)
+        fill([writer], {name: (name, *job) for name, job in jobs.items()}, Artist, work, "generation_quality", settings)
         writer.assemble()
     folders = {w: scratch / "png" / f"w{k}" for k, w in enumerate(p.guidance)}
     for name, sample in store.Store(scratch / "pictures").items():
@@ -106,13 +104,16 @@ def draw_strip(folders: dict[float, Path], word: str, path: Path) -> None:
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
-        __doc__, ("seed", "model", "generate", "distill", "generation_quality"),
+        __doc__, ("seed", "model", "generate", "distill", "generation_quality", "refine_masks", "concept_set"),
         {"unet": "data/distill/bird/unet", "real": "data/concepts/bird/train", "out": "metrics/distill/quality",
          "scratch": "scratch/generation_quality"},
     )  # fmt: skip
     p, d, settings, scratch = params.generation_quality, params.distill, runtime(batch=8), Path(args.scratch)
-    if not {0.0, 1.0} <= set(p.guidance) or len(set(p.guidance)) < len(p.guidance):
-        raise UserError(f"generation_quality.guidance: expected different values, among them 0 and 1, got "
+    guided_f, guided_b = params.concept_set.guidance, params.refine_masks.guidance
+    used = {0.0, 1.0, guided_f, guided_b}
+    if not used <= set(p.guidance) or len(set(p.guidance)) < len(p.guidance):
+        raise UserError("generation_quality.guidance: expected different values, among them 0, 1 and those of "
+                        f"refine_masks and concept_set ({', '.join(f'{w:g}' for w in sorted(used))}), got "
                         f"{', '.join(f'{w:g}' for w in p.guidance)}")  # fmt: skip
     if not params.model.clip:
         raise UserError("model.clip: expected a CLIP model, which looks for the object, got ''")
@@ -135,8 +136,9 @@ def main() -> None:
             scores = {key: value for key, value in row.items() if key != "w"}
             scored = {"datasets": {"": {"scores": scores, "images": p.count, "draws": []}}, "protocol": told}
             write_atomically(out / "rows" / f"{row['w']:g}.json", to_json(scored))
-        write_atomically(out / "quality.json", to_json({"metric": extractor.metric, "word": d.word, **result,
-                                                        "protocol": told}))  # fmt: skip
+        about = {"metric": extractor.metric, "word": d.word, "guided_f": f"scale {guided_f:g}",
+                 "guided_b": f"scale {guided_b:g}"}  # fmt: skip
+        write_atomically(out / "quality.json", to_json({**about, **result, "protocol": told}))
         guidance_curves(pd.DataFrame(rows), d.word, out / "quality.png", out / "quality.csv")
         draw_strip(folders, d.word, out / "strip.png")
     shutil.rmtree(scratch, ignore_errors=True)

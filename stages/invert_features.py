@@ -28,6 +28,7 @@ from maskmill.diffusion.features import FeatureMean
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.labels import load_labels, plain_labels
 from maskmill.prompts import load_tokenizer, word_span
+from maskmill.spread import fill
 from maskmill.zeroshot import PRIOR_TEMPLATES, ZeroShot, pick_words
 
 SHARD = 32
@@ -155,14 +156,10 @@ class Inverter:
 def invert_missing(jobs: dict[str, tuple[Item, Word]], folder: Path, params, records, features) -> None:
     """Fill the shards that are missing in either store."""
     settings = runtime(batch=8)
-    # Of both: a kill between the two assemblies leaves one of them finished and its scratch cleared.
-    missing = sorted({**dict(records.missing()), **(dict(features.missing()) if features else {})}.items())
-    todo = [(shard, [jobs[i] for i in ids]) for shard, ids in missing]
     places = [records.shard_folder, features.shard_folder if features is not None else None]
-    with progress(None, "invert", total=sum(len(part) for _, part in todo), unit="image") as bar:
-        workers.run(Inverter, (folder, *places, params, settings.batch), todo,
-                    workers.devices(settings.device, settings.workers),
-                    lambda job, _: bar.update(len(job[1])))  # fmt: skip
+    # Both: a kill between the two assemblies leaves one of them finished and its scratch cleared.
+    writers = [records, *([features] if features is not None else [])]
+    fill(writers, jobs, Inverter, (folder, *places, params, settings.batch), "invert", settings)
 
 
 def main() -> None:

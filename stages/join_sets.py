@@ -6,6 +6,7 @@ Output:   <out>/index.csv: the rows of all sets; pictures and masks stay where t
 Command:  python stages/join_sets.py --images data/concepts/bird/train data/distill/bird/set
           --masks data/distill/bird/refined own --out data/distill/bird/joined
 Time:     about 2 seconds
+Expect:   as many rows as the sets have together
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ Inputs:   <tables>/*/published.yaml, and <tables>/*/result.json of the tables th
 Output:   <tables>/README.md: all claims with published direction, our numbers, verdict and data; counts at the top
 Command:  python stages/ledger.py
 Time:     about 2 seconds
+Expect:   every claim of every table once; those of tables that were not run stand as not run
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 
 from maskmill import store, workers
-from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
+from maskmill.cli import die_with_parent, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import Item, image_size, item_rng, read_image, read_table, save_png
 from maskmill.diffusion.backbone import Backbone
 from maskmill.diffusion.concepts import object_prompt
@@ -38,6 +38,7 @@ from maskmill.diffusion.passes import check_size
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks.mixture import FLAGS, contrast, split, upsample
 from maskmill.prompts import load_tokenizer
+from maskmill.spread import computed
 
 SHARD = 32
 CODE = ("maskmill.diffusion.backbone", "maskmill.diffusion.mean_attention", "maskmill.diffusion.noise",
@@ -95,15 +96,8 @@ def observe(items: list[Item], folder: Path, params, scratch: Path) -> store.Sto
         [i.sample_id for i in items], [store.hash_file(folder / i.image) for i in items],
         store.model_stamp(m.id, m.revision), store.code_hashes(*CODE),
     )  # fmt: skip
-    by_id = {item.sample_id: item for item in items}
-    with store.ShardWriter(scratch / "maps", list(by_id), stamp, {}, SHARD, scratch / "shards") as writer:
-        jobs = [(shard, [by_id[i] for i in ids]) for shard, ids in writer.missing()]
-        with progress(None, "mean_attention", total=sum(len(part) for _, part in jobs), unit="image") as bar:
-            workers.run(Observer, (writer.shard_folder, folder, params, settings.batch), jobs,
-                        workers.devices(settings.device, settings.workers),
-                        lambda job, _: bar.update(len(job[1])))  # fmt: skip
-        writer.assemble()
-    return store.Store(scratch / "maps")
+    by_id, work = {item.sample_id: item for item in items}, (folder, params, settings.batch)
+    return computed(scratch, by_id, stamp, SHARD, Observer, work, "mean_attention", settings)
 
 
 def scaled(values: np.ndarray) -> np.ndarray:

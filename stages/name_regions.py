@@ -14,13 +14,14 @@ from functools import cached_property
 from pathlib import Path
 
 from maskmill import store, workers
-from maskmill.cli import die_with_parent, progress, runtime, stage_arguments
+from maskmill.cli import die_with_parent, runtime, stage_arguments
 from maskmill.datasets.pictures import Picture, find_pictures
 from maskmill.datasets.table import item_rng, read_image
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.report import segmentations
 from maskmill.segmenters.categories import THING, load_categories
 from maskmill.segmenters.named_regions import named
+from maskmill.spread import each
 from maskmill.zeroshot import ZeroShot
 
 CHUNK = 16
@@ -38,13 +39,13 @@ class Work:
         """Loaded by the first job, whose errors reach the user."""
         return ZeroShot(self.clip, self.queries, device=self.device)
 
-    def __call__(self, pictures: list[Picture]) -> dict[str, segmentations.Result]:
-        out = {}
+    def __call__(self, pictures: list[Picture]) -> list[segmentations.Result]:
+        out = []
         for picture in pictures:
             image = read_image(picture.path)
             start = int(item_rng(self.seed, picture.sample_id).integers(2**31))
             labels = named(image, self.judge, start)
-            out[picture.sample_id] = segmentations.result(picture, image, labels, self.names, {})
+            out.append(segmentations.result(picture, image, labels, self.names, {}))
         return out
 
 
@@ -65,16 +66,9 @@ def main() -> None:
         names = queries = list(params.vocabulary.classes)
     made = [store.model_stamp(clip, ""), names, queries, params.seed, store.code_hashes(*CODE)]
     stamps = {p.sample_id: store.fingerprint(made, store.hash_file(p.path)) for p in pictures}
-    found: dict[str, segmentations.Result] = {}
-    jobs = [pictures[a : a + CHUNK] for a in range(0, len(pictures), CHUNK)]
-    with progress(None, "name regions", total=len(pictures), unit="image") as bar:
-
-        def done(job: list[Picture], results: dict[str, segmentations.Result]) -> None:
-            found.update(results)
-            bar.update(len(job))
-
-        workers.run(Work, (clip, ["background", *names], queries, params.seed), jobs,
-                    workers.devices(settings.device, settings.workers), done)  # fmt: skip
+    work = (clip, ["background", *names], queries, params.seed)
+    places = workers.devices(settings.device, settings.workers)
+    found = each(pictures, CHUNK, Work, work, "name regions", places)
     with store.fresh_folder(args.out) as folder:
         results = ((p, found[p.sample_id]) for p in pictures)
         segmentations.write(Path(folder), results, ["background", *names], stamps)

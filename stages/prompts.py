@@ -4,7 +4,7 @@ Inputs:   the image model's tokenizer; with prompts.file a class list, with prom
 Output:   data/prompts.csv: sample_id, class, prompt, token_start, token_end, seed
 Command:  python stages/prompts.py --model data/mini --out data/prompts.csv
 Time:     about 2 seconds; with a language model, as long as it takes to write per_class descriptions of each class
-Expect:   64 rows, eight for each of the eight classes; the same rows on every machine
+Expect:   960 rows, 120 for each of the eight classes; the same rows on every machine
 """
 
 from __future__ import annotations

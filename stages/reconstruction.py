@@ -19,12 +19,13 @@ import pandas as pd
 import torch
 
 from maskmill import workers
-from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
+from maskmill.cli import die_with_parent, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import Item, item_rng, read_image, read_table
 from maskmill.diffusion.backbone import Backbone
 from maskmill.diffusion.sampling import ddim_sample
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.report.summary import to_json
+from maskmill.spread import each
 
 CHUNK = 50
 METRIC = "reconstruction error"
@@ -88,16 +89,9 @@ def main() -> None:
     if not items or inverted.isna().any():
         raise UserError(f"{index}: expected the latent error of each image in {folder}/index.csv; make it with "
                         "invert_features.features on")  # fmt: skip
-    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
-    errors: dict[str, float] = {}
-    with progress(None, "reconstruct", total=len(items), unit="image") as bar:
-
-        def done(chunk: list[Item], found: list[float]) -> None:
-            errors.update((item.sample_id, error) for item, error in zip(chunk, found, strict=True))
-            bar.update(len(chunk))
-
-        workers.run(Forward, (folder, dict(known["caption"]), params, settings.batch), chunks,
-                    workers.devices(settings.device, settings.workers), done)  # fmt: skip
+    places = workers.devices(settings.device, settings.workers)
+    work = (folder, dict(known["caption"]), params, settings.batch)
+    errors = each(items, CHUNK, Forward, work, "reconstruct", places)
     rows = {"ddim": row(items, dict(inverted)), "ddpm": row(items, errors)}
     for name, scored in rows.items():
         write_atomically(Path(args.out) / f"{name}.json", to_json(scored))

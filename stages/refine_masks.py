@@ -25,7 +25,7 @@ import pandas as pd
 from PIL import Image
 
 from maskmill import store, workers
-from maskmill.cli import die_with_parent, progress, runtime, stage_arguments, write_atomically
+from maskmill.cli import die_with_parent, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import Item, item_rng, read_image, read_mask, read_table, save_png
 from maskmill.diffusion.backbone import Backbone
 from maskmill.diffusion.concepts import object_prompt
@@ -34,6 +34,7 @@ from maskmill.diffusion.passes import check_size
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks.cells import grow, to_cells
 from maskmill.masks.mixture import FLAGS, difference, refined_mask, upsample
+from maskmill.spread import computed
 
 SHARD = 32
 CODE = ("maskmill.diffusion.backbone", "maskmill.diffusion.inpainting", "maskmill.diffusion.noise",
@@ -97,15 +98,8 @@ def paint(items: list[Item], folder: Path, masks: Path, unet: str, params, scrat
         [store.hash_file(masks / "masks" / f"{i.sample_id}.png") for i in items],
         store.model_stamp(m.id, m.revision), store.hash_tree(unet) if unet else "", store.code_hashes(*CODE),
     )  # fmt: skip
-    by_id = {item.sample_id: item for item in items}
-    with store.ShardWriter(scratch / "painted", list(by_id), stamp, {}, SHARD, scratch / "shards") as writer:
-        jobs = [(shard, [by_id[i] for i in ids]) for shard, ids in writer.missing()]
-        with progress(None, "refine_masks", total=sum(len(part) for _, part in jobs), unit="image") as bar:
-            workers.run(Painter, (writer.shard_folder, folder, masks, unet, params, settings.batch), jobs,
-                        workers.devices(settings.device, settings.workers),
-                        lambda job, _: bar.update(len(job[1])))  # fmt: skip
-        writer.assemble()
-    return store.Store(scratch / "painted")
+    by_id, work = {item.sample_id: item for item in items}, (folder, masks, unet, params, settings.batch)
+    return computed(scratch, by_id, stamp, SHARD, Painter, work, "refine_masks", settings)
 
 
 def write(out: Path, item: Item, picture: np.ndarray, size: int, sample: dict) -> dict:

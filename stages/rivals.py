@@ -18,14 +18,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from maskmill import store, workers
-from maskmill.cli import die_with_parent, progress, stage_arguments, worker_count, write_atomically
+from maskmill import store
+from maskmill.cli import die_with_parent, stage_arguments, worker_count, write_atomically
 from maskmill.datasets.table import Item, item_rng, read_image, read_table, save_png
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks import rivals
 from maskmill.masks.attentioncut import cross_map
 from maskmill.masks.refine import describe, refine
 from maskmill.params import Params
+from maskmill.spread import each
 
 CHUNK = 20
 
@@ -63,16 +64,7 @@ class Rival:
 
 def segment_all(items: list[Item], *inputs: object) -> list[dict]:
     """All pictures with as many processes as there are workers; -> their rows in the order of ``items``."""
-    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
-    rows: dict[str, dict] = {}
-    with progress(None, "rivals", total=len(items), unit="mask") as bar:
-
-        def done(chunk: list[Item], found: list[dict]) -> None:
-            rows.update((row["sample_id"], row) for row in found)
-            bar.update(len(chunk))
-
-        workers.run(Rival, inputs, chunks, ["cpu"] * worker_count(), done)
-    return [rows[item.sample_id] for item in items]
+    return list(each(items, CHUNK, Rival, inputs, "rivals", ["cpu"] * worker_count(), "mask").values())
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ Outputs:  <out>/labels/<id>.png: label maps, indexed with a palette, of the pict
           <out>/annotations.json: COCO with run-length masks, one per class and picture; <out>/index.csv: classes
           found and searched for, shares, similarity; <out>/classes.txt: the names of labels 1, 2, ...
 Command:  python stages/segment.py holiday.jpg photos/ --bank data/prototypes --out segmented
-Time:     about 0.1 s a scene of the miniature on one core; a killed run goes on where it was, and a finished one keeps
-          what neither the picture nor the settings have changed
+Time:     about 0.2 to 0.3 s a scene of the miniature on one core; a killed run goes on where it was, and a finished one
+          keeps what neither the picture nor the settings have changed
 Expect:   a picture's label map depends on nothing but that picture, the bank and the parameters
 """
 
@@ -17,29 +17,29 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from maskmill import store, workers
 from maskmill.cli import die_with_parent, progress, runtime, stage_arguments
 from maskmill.datasets.pictures import Picture, find_pictures
 from maskmill.datasets.table import read_image
 from maskmill.errors import UserError, exit_cleanly
+from maskmill.from_bank import open_segmenter
 from maskmill.labels import load_labels, plain_labels
 from maskmill.masks import refine
 from maskmill.report import segmentations
 from maskmill.segmenters.categories import Category, load_categories
-from maskmill.segmenters.features_of import open_extractors
-from maskmill.segmenters.openvocab import Extract, Found, Segmenter, chosen_classes
+from maskmill.segmenters.openvocab import Found, chosen_classes
 from maskmill.segmenters.prototypes import Bank
 from maskmill.segmenters.saliency import Saliency
 from maskmill.segmenters.windows import plan
+from maskmill.spread import fill
 
 SHARD = 8
 CODE = tuple(f"maskmill.{name}" for name in (
@@ -48,18 +48,6 @@ CODE = tuple(f"maskmill.{name}" for name in (
     "masks.refine", "report.labelmaps", "zeroshot", "diffusion.passes", "diffusion.backbone",
 ))  # fmt: skip
 OBJECT = "object"  # what a decoder finds
-
-
-def in_batches(extract: Extract, batch: int) -> Extract:
-    """An extractor that always sees ``batch`` pictures, so that the features of one do not depend on the others."""
-
-    def extract_all(views: Sequence[np.ndarray]) -> torch.Tensor:
-        def of(index: list[int]) -> list[torch.Tensor]:
-            return list(extract([views[i] for i in index]))
-
-        return torch.stack(workers.in_batches(len(views), batch, of))
-
-    return extract_all
 
 
 class Work:
@@ -78,11 +66,8 @@ class Work:
         params = self.params
         if self.decoder:
             return self.by_decoder(params)
-        opened, bank = open_extractors(params.model, (), params.extractors, self.device), Bank(self.bank)
-        facts = {name: extract.facts for name, extract in opened.items()}
-        prototypes = [bank.read(c.name, facts) for c in self.classes]
-        extractors = {name: in_batches(extract, self.batch) for name, extract in opened.items()}
-        return Segmenter(prototypes, self.classes, extractors, params.segment, params.model.clip, self.device)
+        return open_segmenter(Bank(self.bank), self.classes, params.model, params.extractors, params.segment,
+                              self.batch, self.device)  # fmt: skip
 
     def by_decoder(self, params) -> Callable[[list[np.ndarray]], list[Found]]:
         p, labels = params.invert_features, None
@@ -165,11 +150,8 @@ def main() -> None:
     if todo:
         stamp = store.fingerprint([stamps[i] for i in todo])
         with store.ShardWriter(finished, list(todo), stamp, {}, SHARD, scratch) as writer:
-            jobs = [(shard, [todo[i] for i in ids]) for shard, ids in writer.missing()]
-            with progress(None, "segment", total=sum(len(part) for _, part in jobs), unit="image") as bar:
-                workers.run(Work, (Path(args.bank), classes, args.decoder, names, writer.shard_folder, params,
-                                   settings.batch), jobs, workers.devices(settings.device, settings.workers),
-                            lambda job, _: bar.update(len(job[1])))  # fmt: skip
+            work = (Path(args.bank), classes, args.decoder, names, writer.shard_folder, params, settings.batch)
+            fill([writer], todo, Work, work, "segment", settings)
             writer.assemble()
         new = store.Store(finished)
 

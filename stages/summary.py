@@ -2,7 +2,7 @@
 
 Inputs:   --parts: flat JSON files of numbers, one per method, as the evaluating stages write them
 Output:   metrics/summary.json
-Command:  python stages/summary.py --parts metrics/diffusionseg.json,metrics/ovdiff.json
+Command:  python stages/summary.py --parts metrics/diffusionseg.json,metrics/ovdiff.json,metrics/distillation.json
 Time:     a moment
 Expect:   every number of every part, sorted by name
 """

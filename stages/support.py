@@ -16,17 +16,14 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-
 from maskmill import prompts, store, workers
 from maskmill.cli import die_with_parent, progress, runtime, stage_arguments
-from maskmill.datasets.table import save_png
 from maskmill.diffusion import passes
-from maskmill.diffusion.backbone import Backbone
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.params import Model, SupportSets
 from maskmill.prompts import Row
 from maskmill.segmenters.support import class_folder, negative_prompt, support_rows, wanted
+from maskmill.synthesis import Synthesiser, save_pictures, set_table
 
 SHARD = 8
 SHAPE = passes.RecordShape(bins=4, columns_rows=8, anchors=1)  # nothing but attention to the word is read later
@@ -34,32 +31,18 @@ CODE = ("maskmill.diffusion.passes", "maskmill.diffusion.capture", "maskmill.dif
         "maskmill.diffusion.backbone", "maskmill.segmenters.support")  # fmt: skip
 
 
-class Synthesiser:
+class Work:
     """One worker: the model, and what it does with a shard. Images are there before the shard that vouches for them."""
 
     def __init__(self, model: Model, settings: SupportSets, batch: int, device: str) -> None:
-        self.settings, self.batch = settings, batch
-        self.backbone = Backbone(model.id, model.revision, model.dtype, device)
-        self.capture = passes.open_capture(self.backbone, SHAPE)
+        self.synthesise = Synthesiser(model, settings, negative_prompt(settings), SHAPE, batch, device)
 
     def __call__(self, job: tuple[str, store.ShardFolder, int, list[Row]]) -> None:
-        _, folder, shard, todo = job
-        s = self.settings
-
-        def sample(index: list[int]) -> list[tuple]:
-            chosen = [todo[i] for i in index]
-            pictures, records, _ = passes.generate(
-                self.backbone, self.capture, [r.prompt for r in chosen], [(r.token_start, r.token_end) for r in chosen],
-                [r.seed for r in chosen], size=s.size, steps=s.steps, guidance=s.guidance, negative=negative_prompt(s),
-                bins=SHAPE.bins, solver=s.solver,
-            )  # fmt: skip
-            return list(zip(pictures, records, strict=True))
-
-        done = dict(zip([r.sample_id for r in todo], workers.in_batches(len(todo), self.batch, sample), strict=True))
-        for name, (picture, _) in done.items():
-            save_png(picture, folder.folder / "images" / f"{name}.png")
-        folder.describe(self.capture.meta)
-        folder.put(shard, list(done), {name: record for name, (_, record) in done.items()})
+        _, folder, shard, rows = job
+        made = self.synthesise(rows)
+        save_pictures(made, folder.folder / "images")
+        folder.describe(self.synthesise.meta)
+        folder.put(shard, list(made), {name: own.record for name, own in made.items()})
 
 
 def finished(out: Path, stamp: str) -> bool:
@@ -73,13 +56,9 @@ def finished(out: Path, stamp: str) -> bool:
 def assemble(out: Path, rows: list[Row], writer: store.ShardWriter) -> None:
     """Make a class's folder of its finished shards; the records come last and vouch for the rest."""
     shutil.rmtree(out, ignore_errors=True)
-    table = pd.DataFrame([asdict(r) for r in rows]).rename(
-        columns={"cls": "class", "prompt": "caption", "seed": "noise_seed"}  # in an image set, seed is the draw
-    )
-    table.insert(2, "image", [f"images/{i}.png" for i in table["sample_id"]])
     with store.fresh_folder(out / "set") as aside:
         shutil.copytree(writer.folder / "images", aside / "images")
-        store.write_atomically(aside / "index.csv", table.to_csv(index=False, lineterminator="\n"))
+        store.write_atomically(aside / "index.csv", set_table(rows).to_csv(index=False, lineterminator="\n"))
     store.write_atomically(out / "prompts.csv", prompts.to_csv(rows))
     writer.assemble()
 
@@ -129,7 +108,7 @@ def main() -> None:
                 if not left[name]:
                     assemble(outs[name], rows[name], writers[name])
 
-            workers.run(Synthesiser, (model, settings, run.batch), jobs, workers.devices(run.device, run.workers), done)
+            workers.run(Work, (model, settings, run.batch), jobs, workers.devices(run.device, run.workers), done)
     print(f"{args.out}: support sets of {len(classes)} classes, {settings.count} pictures each; "
           f"{len(classes) - len(todo)} were finished already")  # fmt: skip
 

@@ -5,6 +5,7 @@ Inputs:   <table>/published.yaml; <table>/rows.yaml, which says which file of sc
 Outputs:  <table>/result.md to read, <table>/result.json for the ledger, <table>/rows.png and rows.csv to look at
 Command:  python stages/table.py --table tables/diffusionseg-tab6
 Time:     about 2 seconds
+Expect:   every claim of published.yaml with a verdict
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from maskmill.cli import die_with_parent
 from maskmill.errors import exit_cleanly
-from maskmill.report.plots import table_bars
+from maskmill.report.plots import table_bars, table_curve
 from maskmill.report.rows import compare_scored, read_plan
 from maskmill.report.tables import counts_text, load_published, write_result
 
@@ -29,7 +30,10 @@ def main() -> None:
     result = compare_scored(published, plan)
     write_result(result, folder)
     shown = "IoU" if "IoU" in published["metrics"] else published["metrics"][-1]
-    table_bars(result, shown, folder / "rows.png", folder / "rows.csv")
+    if plan.axis:
+        table_curve(result, shown, plan.axis, folder / "rows.png", folder / "rows.csv", plan.log)
+    else:
+        table_bars(result, shown, folder / "rows.png", folder / "rows.csv")
     print(f"{folder}/result.md: {len(plan.rows)} rows; claims: {counts_text(result['claims'])}")
 
 

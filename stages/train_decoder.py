@@ -2,7 +2,7 @@
 
 Inputs:   an image set; masks: a masks folder, or "own" for those that the set names; for the decoder the features of
           its images (a store of features F^l; empty for an end-to-end net, which sees the pictures)
-Outputs:  <out>/model.safetensors and config.json; <metrics>/<name>.csv and .png: loss, and loss and IoU on pairs that
+Outputs:  <out>/model.safetensors and config.json; <curve>.csv and <curve>.png: loss, and loss and IoU on pairs that
           were left out of the training (against the masks given, not against any ground truth)
 Command:  python stages/train_decoder.py --images data/generated/set --masks data/masks/generated --out data/decoder
 Time:     about a minute for the miniature's decoder on 2 cores; killed, it goes on at the last checkpoint

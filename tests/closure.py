@@ -11,7 +11,8 @@ TABLES = ROOT / "maskmill/labels"
 
 # Modules that carry values and work but compute no result: command line, parameters (their values are tracked one by
 # one), errors, worker processes. Were they deps, a new parameter of one stage would train the miniature again.
-PLUMBING = {"maskmill/cli.py", "maskmill/cluster.py", "maskmill/errors.py", "maskmill/params.py", "maskmill/workers.py"}
+PLUMBING = {"maskmill/cli.py", "maskmill/cluster.py", "maskmill/errors.py", "maskmill/hub.py",
+            "maskmill/params.py", "maskmill/spread.py", "maskmill/workers.py"}  # fmt: skip
 
 
 def module_file(name: str) -> Path | None:

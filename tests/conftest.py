@@ -4,6 +4,8 @@ for, so that modules without torch start at once."""
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the nets below are too small to
 
 import pytest  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = 24
 SIZE = 64
 
@@ -30,6 +33,29 @@ def world_captions(count: int = 3000) -> list[str]:
         upper, lower = rng.choice(world.UPPER_STUFF), rng.choice(world.LOWER_STUFF)
         captions.append(world.caption(world.Scene(seed, np.zeros(0), upper, lower, np.zeros(0), tuple(things)), seed))
     return captions
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For modules that compare bits: how sums are rounded depends on the number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Run a stage's ``main`` in this process with the committed parameters; -> what it printed."""
+
+    def call(main: Callable[[], None], *argv: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["stage.py", "--params", str(ROOT / "params.yaml"), *map(str, argv)])
+        main()
+        return capsys.readouterr().out
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""Runs stage scripts as processes of their own, forked from a server that has imported torch and diffusers once."""
+"""Runs stage scripts as processes of their own, forked from a server that has imported torch and diffusers once, and
+says what they left."""
 
 from __future__ import annotations
 
@@ -25,6 +26,28 @@ class Finished:
     code: int
     out: str
     err: str
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Relative name -> content of all files below a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_refused(got: Finished, *parts: str, absent: Path) -> None:
+    """Exit code 2, one line that has ``parts``, and neither the output ``absent`` nor its half left behind."""
+    assert (got.code, got.err.count("\n"), got.err[:7]) == (2, 1, "error: "), got.err
+    assert all(part in got.err for part in parts), got.err
+    assert not absent.exists()
+    if absent.parent.is_dir():
+        assert not [p.name for p in absent.parent.iterdir() if p.name.endswith(".part")]
+
+
+def small_params(folder: Path, changes: dict[str, object]) -> None:
+    """Write params.yaml into a folder: the committed one with these changes (dotted key -> value)."""
+    from maskmill import profiles
+
+    text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
 
 
 def server() -> multiprocessing.context.BaseContext:

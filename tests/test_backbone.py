@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,17 +15,22 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMScheduler,
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines import pipeline_utils
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from maskmill.datasets.table import read_image, read_table
+from maskmill.diffusion import backbone as loading
 from maskmill.diffusion import passes
-from maskmill.diffusion.backbone import Backbone, Condition, concatenate
+from maskmill.diffusion.backbone import Backbone, Condition, concatenate, download_model
 from maskmill.errors import UserError
 
 SIZE = 32
@@ -222,6 +229,144 @@ def test_half_precision_gives_nearly_the_same_noise_in_float32(miniature, tiny_m
     assert float((noise - full).norm() / full.norm()) < 0.05
 
 
+def overflowing(folder: Path, target: Path, **vae: object) -> Path:
+    """A copy whose autoencoder passes 65,504 on the way and comes back: the decoder's next layer normalises."""
+    shutil.copytree(folder, target)
+    path = target / "vae/diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["decoder.conv_in.weight"] *= 4e4 / weights["decoder.conv_in.weight"].abs().max()
+    save_file(weights, path, metadata={"format": "pt"})
+    config = json.loads((target / "vae/config.json").read_text())
+    (target / "vae/config.json").write_text(json.dumps(config | vae))
+    return target
+
+
+def test_an_autoencoder_of_xl_that_overflows_in_half_precision_computes_in_float32(folders, tmp_path):
+    full = Backbone(str(overflowing(folders["xl"], tmp_path / "xl")))
+    half = Backbone(str(tmp_path / "xl"), dtype="float16")
+    assert half.vae.dtype == torch.float32 and half.unet.dtype == half.dtype == torch.float16
+    z = full.start_noise([3], SIZE) * 3
+    assert (pictures := full.decode(z)).std() > 5
+    assert np.abs(half.decode(z).astype(int) - pictures).max() <= 3  # weights rounded to float16, sums not
+    assert torch.allclose(half.encode_images(pictures), full.encode_images(pictures), atol=0.05)
+    assert Backbone(str(tmp_path / "xl"), dtype="bfloat16").vae.dtype == torch.bfloat16  # the range of float32
+    fixed = overflowing(folders["xl"], tmp_path / "fixed", force_upcast=False)  # as those that are trained for it say
+    raw = Backbone(str(fixed), dtype="float16").vae
+    assert raw.dtype == torch.float16
+    with torch.inference_mode():
+        assert not raw.decode(z.half() / raw.config.scaling_factor).sample.isfinite().all()  # the reason for all this
+    assert Backbone(str(folders["sd1"]), dtype="float16").vae.dtype == torch.float16
+
+
+# --- which files ------------------------------------------------------------------------------------------------------
+
+
+def with_halves(folder: Path, target: Path, both: bool) -> Path:
+    """A copy with files of half precision as the hub marks them, beside the full ones or in their place."""
+    shutil.copytree(folder, target)
+    for path in sorted(target.glob("*/*.safetensors")):
+        half = {k: v.half() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        save_file(half, path.with_name(f"{path.stem}.fp16.safetensors"), metadata={"format": "pt"})
+        if not both:
+            path.unlink()
+    return target
+
+
+@pytest.mark.parametrize("name", ["sd1", "xl"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_folder_of_halves_alone_loads_in_any_precision(folders, tmp_path, name, dtype):
+    loaded = Backbone(str(with_halves(folders[name], tmp_path / name, both=False)), dtype=dtype)
+    kind, full = getattr(torch, dtype), load_file(folders[name] / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(v, full[k].half().to(kind)) for k, v in loaded.unet.state_dict().items())
+
+
+def test_of_both_kinds_of_file_the_smaller_one_is_read_in_float16_alone(folders, tmp_path):
+    folder = with_halves(folders["sd1"], tmp_path / "both", both=True)
+    (folder / "unet/diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"never looked at")
+    path = folder / "unet/diffusion_pytorch_model.fp16.safetensors"
+    save_file({k: v * 2 for k, v in load_file(path).items()}, path, metadata={"format": "pt"})  # to tell them apart
+    full = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    for dtype, factor in (("float16", 2), ("float32", 1), ("bfloat16", 1)):
+        found = Backbone(str(folder), dtype=dtype).unet.state_dict()["conv_in.weight"]
+        expected = full["conv_in.weight"].half() * 2 if factor == 2 else full["conv_in.weight"].to(found.dtype)
+        assert torch.equal(found, expected)
+    # A part without halves is read from what it has; one whose halves lack a tensor is named, the other file or not.
+    (folder / "vae/diffusion_pytorch_model.fp16.safetensors").unlink()
+    assert Backbone(str(folder), dtype="float16").vae.dtype == torch.float16
+    weights = load_file(path)
+    weights.popitem()
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"unet: expected weights of {len(full)} tensors, found {len(full) - 1}"):
+        Backbone(str(folder), dtype="float16")
+    assert Backbone(str(folder)).unet.dtype == torch.float32
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_safety_checker_is_not_loaded_and_need_not_be_there(copied, there):
+    index = json.loads((copied / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+              "feature_extractor": ["transformers", "CLIPImageProcessor"], "requires_safety_checker": True}  # fmt: skip
+    (copied / "model_index.json").write_text(json.dumps(index))
+    if there:
+        (copied / "safety_checker").mkdir()
+        (copied / "safety_checker/pytorch_model.bin").write_bytes(b"a pickle that nobody opens")
+    pipe = Backbone(str(copied)).pipe
+    assert pipe.safety_checker is None and pipe.feature_extractor is None
+
+
+HUB = [f"{part}/{name}{kind}.{end}"  # what stable-diffusion-v1-5 has, and some
+       for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"),
+                          ("text_encoder", "model"), ("safety_checker", "model"))
+       for kind in ("", ".fp16", ".non_ema") for end in ("safetensors", "bin")]  # fmt: skip
+HUB += [f"{part}/config.json" for part in ("unet", "vae", "text_encoder", "safety_checker")]
+NEEDED = {"model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json",
+          "unet/config.json", "vae/config.json", "text_encoder/config.json"}  # fmt: skip
+HUB += sorted(NEEDED - set(HUB)) + ["feature_extractor/preprocessor_config.json", "v1-5-pruned.safetensors",
+                                    "v1-5-pruned.ckpt", "README.md"]  # fmt: skip
+WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+
+
+def test_the_line_for_missing_weights_names_just_the_files_that_are_needed():
+    line = download_model("owner/name", "abc")
+    assert line.startswith("hf download owner/name --revision abc --include '*.json' --include '*.txt' --include ")
+    assert line.endswith(" --local-dir models/name, then set model.id to models/name")
+    words = line.split()
+    include, exclude = ([words[i + 1].strip("'") for i, w in enumerate(words) if w == f"--{kind}"]
+                        for kind in ("include", "exclude"))  # fmt: skip
+    chosen = set(filter_repo_objects(HUB, allow_patterns=include, ignore_patterns=exclude))
+    assert chosen == NEEDED | {f"{name}.safetensors" for name in WEIGHTS}
+    assert " --revision" not in download_model("owner/name", "")
+
+
+@pytest.mark.parametrize(("dtype", "ending"), [("float32", ""), ("bfloat16", ""), ("float16", ".fp16")])
+def test_a_hub_id_downloads_what_is_needed_and_no_safety_checker(tmp_path, monkeypatch, dtype, ending):
+    """diffusers' own choice of files, with the hub's answers made here."""
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0",
+             "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+             "feature_extractor": ["transformers", "CLIPImageProcessor"], "scheduler": ["diffusers", "PNDMScheduler"],
+             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}  # fmt: skip
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    asked = []
+
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns, **options):
+        asked.append((name, revision, {f for f in HUB if any(fnmatch.fnmatch(f, p) for p in allow_patterns)
+                                       and not any(fnmatch.fnmatch(f, p) for p in ignore_patterns)}))  # fmt: skip
+        raise OSError("enough")
+
+    siblings = [SimpleNamespace(rfilename=name) for name in HUB]
+    monkeypatch.setattr(pipeline_utils, "_resolve_revision", lambda *a, revision, **k: revision)
+    monkeypatch.setattr(pipeline_utils, "model_info", lambda *a, **k: SimpleNamespace(siblings=siblings))
+    monkeypatch.setattr(pipeline_utils, "hf_hub_download", lambda *a, **k: str(tmp_path / "model_index.json"))
+    monkeypatch.setattr(pipeline_utils, "snapshot_download", snapshot_download)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(UserError, match="enough"):
+        Backbone("owner/name", "v1", dtype)
+    name, revision, files = asked[0]
+    assert (name, revision) == ("owner/name", "v1")
+    assert files == NEEDED | {f"{weights}{ending}.safetensors" for weights in WEIGHTS}
+
+
 def test_start_noise_of_a_sample_does_not_depend_on_its_neighbours(miniature):
     together = miniature.start_noise([5, 6, 2**40], SIZE)
     assert together.shape == (3, 4, 8, 8)
@@ -276,7 +421,8 @@ def test_broken_weights_are_named(copied, part, content):
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
 def test_absent_weights_are_named(copied, part):
     next((copied / part).glob("*.safetensors")).unlink()
-    with pytest.raises(UserError, match=rf"{copied / part}: expected weights as \*.safetensors, found none"):
+    stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    with pytest.raises(UserError, match=rf"{copied / part}: expected weights as {stem}.safetensors or {stem}.fp16.saf"):
         Backbone(str(copied))
 
 
@@ -318,7 +464,51 @@ def test_another_prediction_type_is_named(copied):
         Backbone(str(copied))
 
 
-@pytest.mark.parametrize("name", ["data/nowhere", "./nowhere", "/nowhere/at/all", "a/b/c"])
+def rescheduled(folder: Path, **changes: object) -> Path:
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes", [{"beta_schedule": "squaredcos_cap_v2"}, {"beta_schedule": "linear", "beta_end": 0.02},
+                {"trained_betas": np.linspace(1e-4, 0.01, 1000).tolist()}]
+)  # fmt: skip
+def test_another_noise_schedule_is_obeyed(copied, changes):
+    theirs = DDIMScheduler.from_pretrained(rescheduled(copied, **changes), subfolder="scheduler").alphas_cumprod
+    found = Backbone(str(copied)).abar
+    assert torch.equal(found, theirs.double())
+    assert not torch.allclose(found, schedule().alphas_cumprod.double(), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"beta_schedule": "sigmoid"}, "cannot be loaded .NotImplementedError: sigmoid"),
+     ({"num_train_timesteps": 500}, "expected num_train_timesteps 1000, got 500"),
+     ({"rescale_betas_zero_snr": True}, "leaves some signal at its last step, got rescale_betas_zero_snr true"),
+     ({"prediction_type": "flow_prediction"}, "expected prediction_type epsilon or v_prediction")],
+)  # fmt: skip
+def test_a_schedule_that_cannot_be_followed_is_refused(copied, changes, said):
+    with pytest.raises(UserError, match=said) as caught:
+        Backbone(str(rescheduled(copied, **changes)))
+    assert str(copied) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_scheduler_without_a_noise_schedule_or_with_one_of_its_own_is_refused(copied):
+    """DDIM would take its own default schedule and make noise of everything."""
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler: expected a noise schedule"):
+        loading.ddim_of(FlowMatchEulerDiscreteScheduler(), str(copied))
+    with pytest.raises(UserError, match="DDPMScheduler: expected a schedule that DDIM knows, got: sigmoid is not"):
+        loading.ddim_of(DDPMScheduler(beta_schedule="sigmoid"), str(copied))
+
+
+def test_a_pipeline_of_another_kind_on_the_hub_is_refused(monkeypatch):
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda *a, **k: SimpleNamespace(vae=1, transformer=1))
+    with pytest.raises(UserError, match="model.id owner/name: expected the part 'unet' of a text-to-image pipeline"):
+        Backbone("owner/name")
+
+
+@pytest.mark.parametrize("name", ["data/nowhere", "models/nowhere", "nowhere", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_a_missing_folder_is_named_and_never_asked_for_on_the_hub(name, monkeypatch):
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda *a, **k: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match=f"{name}: expected a model folder, found none"):
@@ -330,7 +520,21 @@ def test_a_hub_id_that_is_not_at_hand_offline_says_what_to_do(monkeypatch, revis
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=r"model.id nobody/no-such-model: cannot be loaded") as caught:
         Backbone("nobody/no-such-model", revision)
-    assert "hf download nobody/no-such-model" in str(caught.value) and "\n" not in str(caught.value)
+    assert download_model("nobody/no-such-model", revision) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_halves_are_asked_for_first_in_float16_alone(monkeypatch):
+    asked = []
+
+    def from_pretrained(name, **options):
+        asked.append(options["variant"])
+        raise ValueError("no such modeling files are available")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", from_pretrained)
+    for dtype in ("float16", "bfloat16"):
+        with pytest.raises(UserError, match="no such modeling files"):
+            Backbone("owner/name", dtype=dtype)
+    assert asked == ["fp16", None, None]
 
 
 @pytest.mark.parametrize(("value", "local_only"), [("1", True), ("yes", True), ("0", False), ("", False)])

@@ -51,6 +51,17 @@ def test_there_and_back_and_from_plain_runs(seed):
     assert (decode({"size": shape, "counts": runs(mask)}) == mask).all()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_random_masks_as_pycocotools_writes_and_reads_them(seed):
+    theirs = pytest.importorskip("pycocotools.mask", reason="needs pycocotools: pip install 'pycocotools>=2.0.11,<3'")
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        mask = rng.random(rng.integers(1, 90, 2)) < rng.random()
+        wanted = theirs.encode(np.asfortranarray(mask, np.uint8))
+        assert encode(mask) == {"size": wanted["size"], "counts": wanted["counts"].decode()}
+        assert (decode(encode(mask)) == theirs.decode(wanted)).all()
+
+
 @pytest.mark.parametrize("mask", [np.zeros((3, 2), bool), np.ones((3, 2), bool), np.ones((1, 1), bool)])
 def test_masks_of_one_value(mask):
     assert (decode(encode(mask)) == mask).all()

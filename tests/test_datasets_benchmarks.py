@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from maskmill.datasets.table import Item, parse_boxes, read_table, save_png
 from maskmill.errors import UserError
 from stages.benchmarks import main
 
-ROOT = Path(__file__).parents[1]
 REAL = os.environ.get("MASKMILL_REAL", "")
 NOTHING = params.Benchmarks(**{f.name: "" for f in dataclasses.fields(params.Benchmarks)} | {"partial": True})
 
@@ -396,16 +395,9 @@ def test_faults_are_counted_and_the_first_are_told():
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the stage in this process with the committed parameters; -> what it printed."""
-
-    def call(*argv: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["benchmarks.py", "--params", str(ROOT / "params.yaml"), *map(str, argv)])
-        monkeypatch.setenv("MASKMILL_WORKERS", "2")
-        main()
-        return capsys.readouterr().out
-
-    return call
+def run(run_main, monkeypatch):
+    monkeypatch.setenv("MASKMILL_WORKERS", "2")
+    return partial(run_main, main)
 
 
 def test_the_stage_writes_one_image_set_of_all_that_is_given(tmp_path, run):

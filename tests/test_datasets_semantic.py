@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -303,16 +303,9 @@ def test_names_are_those_of_the_published_table():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the stage in this process with the committed parameters; -> what it printed."""
-
-    def call(*argv: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["semantic.py", "--params", str(ROOT / "params.yaml"), *map(str, argv)])
-        monkeypatch.setenv("MASKMILL_WORKERS", "2")
-        main()
-        return capsys.readouterr().out
-
-    return call
+def run(run_main, monkeypatch):
+    monkeypatch.setenv("MASKMILL_WORKERS", "2")
+    return partial(run_main, main)
 
 
 @pytest.mark.parametrize("key", list(NAMES))

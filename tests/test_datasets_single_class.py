@@ -184,6 +184,9 @@ def test_what_cub_lacks_is_named(cub):
     (cub / "split.txt").write_text("1 0\n2 0\n9 0\n4 2\n")
     with pytest.raises(UserError, match="images.txt: expected a line of image 9"):
         read("cub", cub, "train", split=cub / "split.txt")
+    (cub / "split.txt").write_text("1 0\n2 0\n3 1\n4 2\n2 2\n")
+    with pytest.raises(UserError, match="split.txt: expected each of its lines once, got '2' again"):
+        read("cub", cub, "train", split=cub / "split.txt")
 
 
 # --- Human3.6M and folders of pictures --------------------------------------------------------------------------------

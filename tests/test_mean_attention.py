@@ -26,12 +26,7 @@ TOKENS, WIDTH = 5, 6
 PROMPTS = ["a photo of a bird", "a photo of a boat"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

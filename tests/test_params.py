@@ -99,6 +99,9 @@ def test_sections_are_frozen():
         ("attentioncut", [1], ["attentioncut", "a section with keys", "got [1] (list)"]),
         ("pretrain.unet", None, ["pretrain.unet", "a section with keys", "nothing"]),
         ("pretrain.unet.chanels", [1], ["pretrain.unet.chanels", "did you mean channels?"]),
+        ("pretrain.unet.t_low", 850, ["pretrain.unet.t_low: expected a value below pretrain.unet.t_high, which is 850",
+                                      "got 850 (integer)"]),
+        ("pretrain.unet.t_high", 0, ["pretrain.unet.t_low: expected a value below", "which is 0, got 380"]),
     ],
 )
 def test_one_line_names_file_key_expected_and_got(edited, key, value, parts):
@@ -177,6 +180,7 @@ def test_overrides_are_read_by_the_type_of_their_key(key, typed, expected):
     [
         ("attentioncut.lamda", "1", "--attentioncut.lamda: unknown parameter; did you mean attentioncut.lambda?"),
         ("attentioncut.tau", "2", "--attentioncut.tau: expected a number from 0 to 1, got 2 (integer)"),
+        ("pretrain.unet.t_low", "900", "--pretrain.unet.t_low: expected a value below pretrain.unet.t_high, which is"),
         ("attentioncut.semantic", "maybe", "--attentioncut.semantic: expected true or false, got 'maybe' (text)"),
         ("world.seeds", ["1", "x"], "--world.seeds: expected an integer of at least 0, got 'x' (text)"),
         ("seed", "", "--seed: expected an integer"),

@@ -272,11 +272,12 @@ def test_our_reading_of_dvc_yaml_is_dvcs_own(pipelines):
 # --- the direction of imports -----------------------------------------------------------------------------------------
 
 LAYERS = [  # a module may import from its own line and from those below
+    ["spread", "synthesis", "from_bank"],  # what stages have in common
     ["cli", "profiles", "workers", "cluster", "plan", "verify"],
     ["segmenters", "masks", "scores", "report", "pretraining", "datasets"],
     ["diffusion", "prompts", "zeroshot", "labels"],
     ["store", "training"],
-    ["params", "world", "errors"],
+    ["params", "world", "hub", "errors"],
 ]
 
 

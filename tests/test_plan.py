@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,9 @@ def test_command_lines_are_read_as_the_stages_read_them():
     both = pipeline.commands("python stages/x.py --a 1\npython stages/y.py --b 2")
     assert [(c.script, c.options) for c in both] == [("x", {"a": ["1"]}), ("y", {"b": ["2"]})]
     assert pipeline.commands("echo stages") == []
+    both = 'test -{} "a b" || python stages/x.py ; test -{} "" || test -s file || python stages/y.py'
+    assert [c.script for c in pipeline.commands(both.format("n", "n"))] == ["y"]
+    assert [c.script for c in pipeline.commands(both.format("z", "z"))] == ["x"]
 
 
 def test_overrides_are_applied_with_their_types():
@@ -100,9 +104,42 @@ def test_overrides_are_applied_with_their_types():
     assert p.generate.negative == ""
 
 
-def test_a_target_that_is_none_is_refused():
-    with pytest.raises(UserError, match="tables/nowhere/dvc.yaml: expected a dvc.yaml of this repository"):
-        pipeline.read(ROOT, COMMITTED, ["tables/nowhere/dvc.yaml"])
+@pytest.mark.parametrize("target", ["tables/nowhere/dvc.yaml", "nowhere", "tables/diffusionseg-tab3/dvc.yaml:nowhere"])
+def test_a_target_that_is_none_is_refused(target):
+    with pytest.raises(UserError, match=f"{target}: expected a dvc.yaml of this repository"):
+        pipeline.read(ROOT, COMMITTED, [target])
+
+
+def test_targets_are_what_dvc_repro_takes():
+    def names(*targets: str) -> list[str]:
+        return [stage.name for stage in pipeline.read(ROOT, COMMITTED, targets)]
+
+    cut = names("attentioncut@test")
+    assert sorted(cut[:-2]) == ["pretrain", "world"] and cut[-2:] == ["invert_features@test", "attentioncut@test"]
+    family = names("attentioncut", "world")
+    made = {n.partition("@")[2] for n in family if n.startswith("attentioncut")}
+    assert made == {"test", "noprior", "generated"}
+    row = names("tables/diffusionseg-tab3/dvc.yaml:rows@unet-syn-few")
+    assert row == names("tables/diffusionseg-tab3:rows@unet-syn-few")
+    assert [n for n in row if n.startswith("tables/diffusionseg-tab3")] == [row[-1]]
+
+
+def test_folders_that_a_command_leaves_out_are_those_of_the_script():
+    (command,) = pipeline.commands("python stages/generate.py --out data/other", ROOT)
+    assert command.option("prompts") == "data/prompts.csv" and command.option("out") == "data/other"
+    assert pipeline.commands("python stages/generate.py")[0].option("prompts") == ""
+    for script in costs.HANDLERS:  # every stage that is counted is there, and names its folders where they can be read
+        path = ROOT / f"stages/{script}.py"
+        assert not path.is_file() or pipeline.defaults(path) or script in ("join_sets", "table", "ledger"), path
+    assert pipeline.defaults(ROOT / "stages/support.py")["out"] == "data/support"
+    assert "class" not in pipeline.defaults(ROOT / "stages/support.py")  # None: no default
+    assert pipeline.defaults(ROOT / "stages/nowhere.py") == {}
+
+
+def test_every_stage_of_every_pipeline_is_counted():
+    files = [ROOT / "dvc.yaml", *ROOT.glob("tables/**/dvc.yaml")]
+    called = {script for path in files for script in re.findall(r"python stages/(\w+)\.py", path.read_text())}
+    assert len(called) > 25 and called <= set(costs.HANDLERS)
 
 
 # --- counts by hand ---------------------------------------------------------------------------------------------------
@@ -127,6 +164,22 @@ def test_calls_of_the_papers_profile(sd14):
     assert sd14["invert_features@generated"].cost.calls == 50_000 * 40 * 2
     assert sd14["invert_features@test"].cost.calls == test * 40 * 2
     assert sd14["train_decoder"].cost.items == 49_500 and sd14["train_decoder"].cost.steps == 50_000
+
+
+def test_calls_of_the_stages_of_tables():
+    targets = ["tables/ovdiff-cost", "tables/diffusionseg-prose", "tables/distillation-fig3", "distill_unet_syn"]
+    p, jobs = params.loads(COMMITTED, "p"), counted(COMMITTED, pipeline.read(ROOT, COMMITTED, targets))
+
+    def of(script: str) -> costs.Job:
+        return next(j for j in jobs.values() if any(c.script == script for c in j.stage.commands))
+
+    s, a, classes = p.support, p.attention_curves, 3
+    assert of("ovdiff_cost").cost.calls == (1 + classes) * s.count * (s.steps * 2 + max(p.extractors.sd.draws, 1))
+    assert of("reconstruction").cost.calls == 300 * p.invert_features.steps
+    n = of("attention_curves").cost.items
+    assert n and of("attention_curves").cost.calls == n * (max(*a.t0, a.token_t0) + a.repeats * max(a.samples))
+    joined = p.concept.count + p.concept_set.count  # D_s and D'_s
+    assert jobs["distill_unet_syn"].cost.items == joined - round(p.train_decoder.validation * joined)
 
 
 def test_guidance_one_is_one_call_a_step_and_a_limit_counts_per_draw(stages):
@@ -161,6 +214,14 @@ def test_published_numbers_of_weights(model, unet, text):
     weights = shapes.of_model(model).weights
     assert weights["unet"] == unet and weights["text_encoder"] == text and weights["vae"] == 83_653_863
     assert ("text_encoder_2" in weights) == ("xl" in model)
+
+
+def test_an_autoencoder_that_is_computed_in_float32_takes_its_memory():
+    xl, sd1 = shapes.of_model("stabilityai/stable-diffusion-xl-base-1.0"), shapes.of_model(SD14)
+    assert (xl.vae_dtype("float16"), xl.vae_dtype("bfloat16"), sd1.vae_dtype("float16")) == (
+        "float32", "bfloat16", "float16")  # fmt: skip
+    assert xl.weight_bytes("float16") == sum(xl.weights.values()) * 2 + xl.weights["vae"] * 2
+    assert shapes.vae_bytes(xl, 1024, "float16") == 2 * shapes.vae_bytes(xl, 1024, "bfloat16")
 
 
 def test_a_model_whose_size_nobody_knows_is_refused():
@@ -240,8 +301,13 @@ def test_memory_that_is_not_there_stops_a_run(mini, monkeypatch):
 
 
 def test_sets_that_name_no_class_stop_the_priors_that_need_one(sd14, sd14_stages):
-    assert "names no class" in sd14["invert_features@wrong_word"].cost.trouble
     assert sd14["invert_features@test"].cost.trouble == ""  # CLIP needs none
+    assert sd14["invert_features@wrong_word"].cost.trouble == ""  # nor to say what is not there
+    ecssd = {"benchmarks__ecssd": "/sets/ecssd"}
+    for change, name in (({"invert_features__labels": ""}, "wrong_word"), ({"model__clip": ""}, "wrong_word"),
+                         ({"invert_features__prior": "dataset"}, "test")):  # fmt: skip
+        jobs = counted(text_of("sd14", **ecssd, **change), sd14_stages)
+        assert "data/benchmarks names no class" in jobs[f"invert_features@{name}"].cost.trouble
     none = counted(text_of("sd14"), sd14_stages)["tables/benchmarks:benchmarks@test"]
     assert none.cost.trouble.startswith("no data set is named: set at least one of benchmarks.ecssd, ")
 
@@ -280,16 +346,29 @@ def test_missing_weights_say_what_to_download_to_where(monkeypatch, tmp_path):
     monkeypatch.setattr(needs, "in_cache", lambda *a: False)
     need = needs.model(SD14, "abc")
     assert not need.found and need.line == (
-        "hf download CompVis/stable-diffusion-v1-4 --revision abc --include '*.json' '*.txt' '*.safetensors' "
+        "hf download CompVis/stable-diffusion-v1-4 --revision abc --include '*.json' --include '*.txt' "
+        "--include '*/*model.safetensors' --exclude 'safety_checker/*' --exclude 'feature_extractor/*' "
         "--local-dir models/stable-diffusion-v1-4, then set model.id to models/stable-diffusion-v1-4 "
         "(4.3 GB in float32)"
     )
+    assert "--include '*.json' --include '*.safetensors' --local-dir" in needs.clip("ViT-B-32/laion2b_s34b_b79k").line
     assert "hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K" in needs.clip("ViT-B-32/laion2b_s34b_b79k").line
     assert "or set prompts.source to grammar" in needs.language_model("Qwen/Qwen2.5-1.5B-Instruct", "main").line
     assert "neither" in needs.clip("ViT-B-32/no-such-tag").line
     assert "no such folder" in needs.model("models/nowhere", "").line
     monkeypatch.setattr(needs, "in_cache", lambda *a: True)
     assert needs.model(SD14, "abc").found and needs.clip("ViT-B-32/laion2b_s34b_b79k").found
+
+
+def test_a_download_that_broke_off_is_missing_and_halves_serve_float16_alone(monkeypatch):
+    there: set[str] = {"model_index.json"}
+    monkeypatch.setattr(needs, "in_cache", lambda id, revision, file: file in there)
+    assert not needs.model(SD14, "").found
+    there |= {f"{part}/diffusion_pytorch_model.fp16.safetensors" for part in ("unet", "vae")}
+    assert not needs.model(SD14, "", "float16").found
+    there.add("text_encoder/model.fp16.safetensors")
+    assert needs.model(SD14, "", "float16").found and not needs.model(SD14, "", "bfloat16").found
+    assert not needs.model("stabilityai/stable-diffusion-xl-base-1.0", "", "float16").found  # its second encoder
 
 
 def test_data_sets_that_are_named_must_be_whole_and_others_are_left_out(tmp_path):
@@ -320,6 +399,8 @@ def test_the_miniatures_unet_is_measured_with_random_weights_in_its_shape():
     shape = shapes.of_folder(ROOT / "data/mini")
     speed = machine.measure_unet(shape, 16, "float32", "cpu", 4, seconds=1.0)
     assert isinstance(speed, machine.Speed) and speed.side in (4, 8, 16) and 1e-4 < speed.seconds < 60
+    assert speed.activations < 2e8  # whatever was measured: it is a small model
+    assert abs(shapes.activation_bytes(shapes.of_model(SD14), 64, "float32") / 0.3e9 - 1) < 0.1  # bench/capture.py
     p = params.loads(COMMITTED, "p")
     assert 1e-4 < machine.measure_cut(shapes.call(shape, 16), p, 64, 0.1) < 5
     assert 1e-4 < machine.measure_step(shapes.call(shape, 16), p, "cpu", 0.1) < 60

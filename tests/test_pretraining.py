@@ -26,13 +26,7 @@ from maskmill.errors import UserError
 from maskmill.pretraining import clip, corpus, loop, run, tokenizer, unet, vae
 from maskmill.zeroshot import ZeroShot
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------

@@ -63,6 +63,34 @@ def test_table_bars_hold_ours_and_published(tmp_path):
         plots.table_bars(result, "Acc", tmp_path / "c.png", tmp_path / "c.csv")
 
 
+def test_the_heading_names_published_numbers_only_where_some_are_drawn(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(plots, "save_png", lambda figure, path: titles.append(figure.get_suptitle()))
+    row = {"row": "a", "what": "", "ours": {"bird": {"iou": {"mean": 0.5}}}, "published": {}}
+    for published in ({}, {"X": {"iou": None}}, {"X": {"iou": 0.4}}):
+        result = {"table": "world, bird", "units": {"iou": "fraction"}, "rows": [row | {"published": published}]}
+        plots.table_bars(result, "iou", tmp_path / "b.png", tmp_path / "b.csv")
+    assert titles == ["world, bird: iou"] * 2 + ["world, bird: iou, ours beside the published"]
+
+
+def test_table_curve_goes_by_the_numbers_in_the_names(tmp_path):
+    def ours(name, mean, std=None):
+        return {"row": name, "what": "", "ours": {"scenes": {"IoU": {"mean": mean, "std": std}}}, "published": {}}
+
+    rows = [ours("N = 8", 0.5, 0.1), ours("all of them", 0.9), ours("N = -2", 0.3, 0.2)]
+    rows[0]["published"] = {"X": {"IoU": 0.4}}
+    result = {"table": "t", "units": {"IoU": "fraction"}, "rows": rows}
+    table = plots.table_curve(result, "IoU", "N", tmp_path / "c.png", tmp_path / "c.csv")
+    assert is_png(tmp_path / "c.png")
+    assert table[["x", "series", "value"]].values.tolist() == [
+        [-2, "ours: scenes", 0.3], [8, "ours: scenes", 0.5], [8, "published: X", 0.4],
+    ]  # fmt: skip
+    assert len(pd.read_csv(tmp_path / "c.csv")) == 3
+    with pytest.raises(UserError, match="hold a number"):
+        plots.table_curve(result | {"rows": [ours("full", 1.0)]}, "IoU", "N", tmp_path / "d.png", tmp_path / "d.csv")
+    assert not (tmp_path / "d.png").exists()
+
+
 def test_refusals(tmp_path, curve):
     with pytest.raises(UserError):
         plots.pr_curves({}, tmp_path / "a.png", tmp_path / "a.csv")

@@ -152,6 +152,7 @@ def test_a_part_of_the_statistics_is_a_row(folder):
         ({"rows": {"a": {"name": 1}}}, "rows.a.name"), ({"rows": {"a": {"name": "b"}, "b": {}}}, "'b'"),
         ({"rows": {"a": {"name": "A", "control": "B"}}}, "rows.a"), ({"rows": {"a": {}}, "notes": "x"}, "notes"),
         ({"rows": {"a": {}}, "metrics": ["x"]}, "metrics"), ({"rows": {"a": {}}, "data": 3}, "data"),
+        ({"rows": {"a": {}}, "axis": "N"}, "axis"), ({"rows": {"a": {}}, "axis": {"log": True}}, "axis"),
     ],
 )  # fmt: skip
 def test_a_malformed_plan_names_the_key(folder, rows, said):

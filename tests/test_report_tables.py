@@ -159,8 +159,8 @@ def test_trend_reads_its_range_and_needs_three_points():
     assert judged(one, ours, rows=[], values_missing=True)["verdict"] == HOLDS
     one = claim("trend", x="T_0 in 40..50", direction="decreasing")
     assert judged(one, ours, rows=[], values_missing=True)["verdict"] == CANNOT
-    assert [number_in(x) for x in ("50k", "T_0 = 40", "N = 1.5", "full", "UNet | Syn 10k", "N > 32", "2M")] == [
-        50_000, 40, 1.5, None, 10_000, 32, 2e6,
+    assert [number_in(x) for x in ("50k", "T_0 = 40", "N = 1.5", "full", "UNet | Syn 10k", "N > 32", "2M", "w -2")] == [
+        50_000, 40, 1.5, None, 10_000, 32, 2e6, -2,
     ]  # fmt: skip
 
 

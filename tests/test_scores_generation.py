@@ -27,13 +27,7 @@ from maskmill.scores.generation import (
     moments_of,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def features(n: int, d: int, seed: int) -> np.ndarray:

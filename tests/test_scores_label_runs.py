@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,9 @@ from maskmill.datasets.semantic import class_table
 from maskmill.datasets.table import Item, save_png, table_csv
 from maskmill.errors import UserError
 from maskmill.scores.label_runs import joined, of_truth, of_vocabulary, score_draws, scored_classes, summarise
-from maskmill.scores.semantic import SemanticScores
+from maskmill.scores.semantic import PROTOCOL, SemanticScores
 from stages.score_semantic import main
 
-ROOT = Path(__file__).parents[1]
 TABLE = [
     {"class": "aeroplane", "query": "airplane", "kind": "thing"},
     {"class": "sky", "query": "sky", "kind": "stuff"},
@@ -51,16 +50,16 @@ def test_scores_by_hand():
     things = scored_classes(TABLE, "thing")
     maps = of_vocabulary(["cow", "sky", "aeroplane"], things), of_truth(TABLE, things)
     items = [Item("a", "", "a.png", seed="1")]
-    found = score_draws(items, lambda i: prediction, lambda i: truth, things, "class", maps)
+    found = score_draws(items, lambda i, size: prediction, lambda i: truth, things, "class", maps)
     assert list(found) == [("", "1")]
     scores = summarise({"1": found["", "1"]})
     assert scores["classes"] == {"background": 1.0, "aeroplane": pytest.approx(2 / 3), "cow": 0.5}
     assert scores["scores"]["miou"] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3) and scores["images"] == 1
     assert "miou_std" not in scores["scores"] and scores["draws"] == ["1"]
     with pytest.raises(UserError, match="^a: prediction: expected labels 0 to 3 or 255, got 4"):
-        score_draws(items, lambda i: prediction + (prediction == 3), lambda i: truth, things, "class", maps)
+        score_draws(items, lambda i, size: prediction + (prediction == 3), lambda i: truth, things, "class", maps)
     with pytest.raises(UserError, match="^a: expected a label map of the size of the truth"):
-        score_draws(items, lambda i: prediction[:1], lambda i: truth, things, "class", maps)
+        score_draws(items, lambda i, size: prediction[:1], lambda i: truth, things, "class", maps)
 
 
 def draw(correct: int, wrong: int) -> SemanticScores:
@@ -85,13 +84,8 @@ def test_draws_of_several_sets_are_joined_in_their_order():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*argv: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["score.py", "--params", str(ROOT / "params.yaml"), *map(str, argv)])
-        main()
-        return capsys.readouterr().out
-
-    return call
+def run(run_main):
+    return partial(run_main, main)
 
 
 def image_set(folder: Path, seeds: str, labels: np.ndarray) -> Path:
@@ -135,7 +129,7 @@ def test_the_stage_writes_a_row_that_tables_read(tmp_path, run):
 def test_errors_are_one_line_that_says_what_to_do(tmp_path, run):
     truth = image_set(tmp_path / "set", "1", np.array([[1, 2]], np.uint8))
     given = ["--images", truth, "--labels", tmp_path / "no", "--metrics", tmp_path / "row.json"]
-    with pytest.raises(UserError, match="no/classes.txt: expected the classes of the label maps, found none; run"):
+    with pytest.raises(UserError, match="no/classes.txt: expected the names of labels 1, 2, .*, got: No such file"):
         run(*given)
     with pytest.raises(UserError, match="--labels: expected one folder for each image set, got 2 for 1"):
         run(*given, "--labels", "a,b")
@@ -145,6 +139,36 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path, run):
         run(*given, "--background", "both")
     (truth / "index.csv").write_text("sample_id,class,image\ns1,,images/s1.png\n")
     folder = predictions(tmp_path / "p", "1", np.array([[1, 0]], np.uint8), "bird")
-    with pytest.raises(UserError, match="set/index.csv: s1: expected a label map, got none"):
+    with pytest.raises(UserError, match="set/index.csv: s1: expected a label map in the column 'labels', got none"):
         run(*given, "--labels", folder)
     assert not (tmp_path / "row.json").exists()
+
+
+def test_public_data_sets_are_scored_each_in_its_own_way(tmp_path, run):
+    table = {key: [row["class"] for row in class_table(key)] for key in ("voc", "ade20k")}
+    dog, sky = table["voc"].index("dog") + 1, table["ade20k"].index("sky") + 1
+    for key, label in (("voc", dog), ("ade20k", sky), ("context", 0)):
+        truth = image_set(tmp_path / "sets" / key, "1", np.array([[label, label, 0, 255]], np.uint8))
+        words = "" if key == "context" else "".join(f"{row['query']}\n" for row in class_table(key))
+        (truth / "classes.txt").write_text(words)  # Context is not at hand
+    right, half = np.array([[1, 1, 1, 1]], np.uint8), np.array([[1, 0, 0, 0]], np.uint8)
+    (tmp_path / "maps").mkdir()
+    predictions(tmp_path / "maps/voc", "1", half, "dog,cat")
+    predictions(tmp_path / "maps/ade20k", "1", right, "sky")
+    given = ("--images", tmp_path / "sets/{dataset}", "--labels", tmp_path / "maps/{protocol}", "--metrics",
+             tmp_path / "row.json")  # fmt: skip
+    said = run(*given, "--protocols", "voc, context,voc_nobg,ade20k,context_nobg")
+    found = json.loads((tmp_path / "row.json").read_text())
+    scores = {name: own["scores"] for name, own in found["datasets"].items()}
+    assert scores["VOC"]["miou"] == pytest.approx((1 / 2 + 1 / 2) / 2) and scores["ADE20K"]["miou"] == 1
+    assert scores["VOC-20"] == {} and list(scores) == ["VOC", "VOC-20", "ADE20K"]
+    assert {(own["images"], *own["draws"]) for own in found["datasets"].values()} == {(1, "1")}
+    assert f"VOC: {PROTOCOL['class']}; VOC-20, ADE20K: {PROTOCOL['void']}" == found["protocol"]["miou"]
+    assert f"{tmp_path}/row.json: Context, Context-59: not at hand\n" in said and "ADE20K: 1 images: miou 1.000" in said
+    with pytest.raises(UserError, match="--protocols: expected some of voc, voc_nobg, .*, got 'pets'"):
+        run(*given, "--protocols", "voc,pets")
+    with pytest.raises(UserError, match="expected the classes of a data set, found none; run stages/semantic_bench"):
+        run(*given, "--protocols", "cityscapes")
+    predictions(tmp_path / "maps/voc_nobg", "1", half, "unicorn")
+    with pytest.raises(UserError, match="voc_nobg/classes.txt: expected a vocabulary with some of aeroplane, "):
+        run(*given, "--protocols", "voc_nobg")

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskmill import profiles
 from maskmill.datasets.table import read_image, read_table, table_csv
 from maskmill.prompts import COLUMNS, read_csv
 from maskmill.store import Store
 from maskmill.zeroshot import PRIOR_TEMPLATES, ZeroShot
-from tests.running import ROOT, Finished, run_stage
+from tests.running import ROOT, assert_refused, files, run_stage, small_params
 
 SMALL = {"prompts.count": 34, "generate.steps": 1, "generate.features": True, "invert_features.steps": 1,
          "attentioncut.size": 16}  # 34: two shards
@@ -29,8 +28,7 @@ FILLED = {"generate": "records", "generate-features": "features"}  # scratch fol
 def arrange(folder: Path, model: Path, scenes: Path) -> Path:
     """A folder in which stages run with their default paths: small params.yaml, data/mini and data/world."""
     (folder / "data").mkdir(parents=True)
-    text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), SMALL)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    small_params(folder, SMALL)
     (folder / "data/mini").symlink_to(model)
     (folder / "data/world").symlink_to(scenes)
     return folder
@@ -49,19 +47,6 @@ def done(tmp_path_factory, tiny_model, world_set) -> Path:
         got = run_stage(name, cwd=folder)
         assert got.code == 0, got.err
     return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def assert_refused(got: Finished, *parts: str, absent: Path) -> None:
-    """Exit code 2, one line that has ``parts``, and neither the output ``absent`` nor its half left behind."""
-    assert (got.code, got.err.count("\n"), got.err[:7]) == (2, 1, "error: "), got.err
-    assert all(part in got.err for part in parts), got.err
-    assert not absent.exists()
-    if absent.parent.is_dir():
-        assert not [p.name for p in absent.parent.iterdir() if p.name.endswith(".part")]
 
 
 # --- killed, resumed, batched -----------------------------------------------------------------------------------------

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskmill import profiles, world
+from maskmill import world
 from maskmill.datasets.table import Item, read_image, read_mask, read_table, save_png, table_csv
 from maskmill.masks.coco import decode
 from maskmill.scores.pooled import PooledAuroc
 from maskmill.segmenters.pairs import Pairs
-from tests.running import ROOT, Finished, run_stage
+from tests.running import ROOT, assert_refused, files, run_stage, small_params
 
 SMALL = {"concept.least": 2, "concept.count": 4, "concept.test_count": 2, "concept.test_seeds": [7, 8],
-         "concept_set.count": 3, "concept_set.steps": 1, "generation_quality.guidance": [0.0, 1.0, 3.0],
+         "concept_set.count": 3, "concept_set.steps": 1, "refine_masks.guidance": 0.0,
+         "concept_set.guidance": 3.0, "generation_quality.guidance": [0.0, 1.0, 3.0],
          "generation_quality.count": 4, "generation_quality.steps": 1, "attention_curves.steps": 4,
          "attention_curves.t0": [1, 2], "attention_curves.token_t0": 2, "attention_curves.samples": [1, 2],
          "attention_curves.repeats": 2}  # fmt: skip
@@ -31,20 +32,9 @@ def place(tmp_path_factory, tiny_model) -> Path:
     """A folder in which the stages run with their default paths, the pictures made; read only."""
     folder = tmp_path_factory.mktemp("a place")
     small = SMALL | {"model.id": str(tiny_model), "model.clip": str(tiny_model / "clip")}
-    text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), small)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    small_params(folder, small)
     assert run_stage("concept", cwd=folder).code == 0
     return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def assert_refused(got: Finished, *parts: str, absent: Path) -> None:
-    assert (got.code, got.err.count("\n"), got.err[:7]) == (2, 1, "error: "), got.err
-    assert all(part in got.err for part in parts), got.err
-    assert not absent.exists() and not list(absent.parent.glob(".*.part"))
 
 
 def pictures(folder: Path, sizes: list[tuple[int, int]], masks: bool = False) -> Path:
@@ -275,7 +265,8 @@ def test_steps_are_scored_by_pooled_pixels_of_each_draw(place, tmp_path):
     items = read_table(table)
     made = write_steps(tmp_path / "steps", items, table)
     quality = {"metric": "frechet_clip", "scale 1": {"n": 4, "frechet_clip": 7.5, "found": 0.75},
-               "scale 0": {"n": 4, "frechet_clip": 9, "found": 0.25},
+               "scale 0": {"n": 4, "frechet_clip": 9, "found": 0.25}, "guided_f": "scale 2", "guided_b": "scale -1",
+               "scale 2": {"n": 4, "frechet_clip": 8, "found": 1}, "scale -1": {"n": 4, "frechet_clip": 9, "found": 0},
                "protocol": {"frechet_clip": "words"}}  # fmt: skip
     (tmp_path / "q.json").write_text(json.dumps(quality))
     got = run_stage("evaluate_distillation", "--masks", tmp_path / "steps", "--quality", tmp_path / "q.json",
@@ -296,6 +287,7 @@ def test_steps_are_scored_by_pooled_pixels_of_each_draw(place, tmp_path):
             assert numbers[f"world.distill_{key}.{name}_std"] == pytest.approx(std, abs=1e-6)
     assert numbers["world.distill.auroc"] == 1 and "world.distill_supervised.iou" not in numbers
     assert (numbers["world.distill.found_f"], numbers["world.distill.found_b"]) == (0.75, 0.25)
+    assert (numbers["world.distill.found_f_guided"], numbers["world.distill.found_b_guided"]) == (1, 0)
     assert numbers["world.distill.frechet_clip"] == 7.5
     rows = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "rows").glob("*.json")}
     assert rows.keys() == {"pre", "unet_pre", "refined", "unet", "unet_syn", "quality"}
@@ -344,6 +336,7 @@ def test_quality_against_guidance(place, tmp_path, tiny_model):
     assert not (tmp_path / "s").exists()
     told = json.loads((tmp_path / "q/quality.json").read_text())
     assert (told["metric"], told["word"]) == ("frechet_clip", "bird")
+    assert (told["guided_f"], told["guided_b"]) == ("scale 3", "scale 0")
     assert {key for key in told if key.startswith("scale")} == {"scale 0", "scale 1", "scale 3"}
     assert all(told[f"scale {w}"]["frechet_clip"] > 0 and 0 <= told[f"scale {w}"]["found"] <= 1 for w in (0, 1, 3))
     assert "4 generated (png) against 4 real pictures (png)" in told["protocol"]["frechet_clip"]
@@ -361,10 +354,11 @@ def test_quality_against_guidance(place, tmp_path, tiny_model):
 
 
 def test_guidance_needs_both_concepts(place, tmp_path, tiny_model):
-    for values in ("0 3", "0 1 1"):
+    for values in ("0 3", "0 1 3 3", "0 1 2"):
         got = run_stage("generation_quality", "--unet", tiny_model / "unet", "--out", tmp_path / "deep/q",
                         "--generation_quality.guidance", *values.split(), cwd=place)  # fmt: skip
-        assert_refused(got, "expected different values, among them 0 and 1", absent=tmp_path / "deep/q")
+        said = "expected different values, among them 0, 1 and those of refine_masks and concept_set (0, 1, 3)"
+        assert_refused(got, said, absent=tmp_path / "deep/q")
 
 
 def test_attention_curves_are_the_scores_of_the_mean_attention(place, tmp_path, tiny_model):

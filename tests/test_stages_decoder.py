@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskmill import profiles
 from maskmill.datasets.table import Item, read_image, read_labels, read_table, save_png, table_csv
 from maskmill.errors import UserError
 from maskmill.store import Store
 from stages.train_decoder import alone, split
-from tests.running import ROOT, run_stage
-from tests.test_stages import assert_refused, files
+from tests.running import assert_refused, files, run_stage, small_params
 from tests.test_stages_rivals import sample, write_store
 
 SMALL = {"train_decoder.steps": 12, "train_decoder.log_every": 5, "train_decoder.width": 4, "train_decoder.batch": 4,
@@ -31,8 +29,7 @@ SAVED = {"training.CHECKPOINT_SECONDS": -1.0}  # a checkpoint after every step
 def made(tmp_path_factory, world_set) -> Path:
     """A folder in which both stages run with their default paths: the held-out scenes stand for generated ones."""
     folder = tmp_path_factory.mktemp("a place")
-    text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), SMALL)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    small_params(folder, SMALL)
     features = {i.sample_id: sample(world_set, i.mask, False)[1] for i in read_table(world_set)}
     for place in ("data/inverted/generated", "data/inverted/world"):
         write_store(folder / place / "features", features)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskmill import profiles, store
+from maskmill import store
 from maskmill.datasets.table import Item, item_rng, read_image, read_labels, read_mask, read_table, save_png, table_csv
 from maskmill.diffusion.backbone import Backbone
 from maskmill.diffusion.inpainting import paint_over, repeated, use_unet
@@ -22,8 +22,7 @@ from maskmill.diffusion.mean_attention import mean_attention, phrase_weights, to
 from maskmill.masks.cells import grow, to_cells
 from maskmill.masks.mixture import contrast, difference, refined_mask, split, upsample
 from stages.distill_inpaint import due
-from tests.running import ROOT, run_stage
-from tests.test_stages import assert_refused, files
+from tests.running import assert_refused, files, run_stage, small_params
 
 SMALL = {"mean_attention.steps": 4, "mean_attention.t0": 2, "distill_inpaint.steps": 6, "distill_inpaint.batch": 2,
          "distill_inpaint.log_every": 2, "refine_masks.steps": 2, "evaluate.grid_rows": 3}  # fmt: skip
@@ -33,20 +32,14 @@ TRAIN, PRELIMINARY, UNET, REFINED = ("data/concepts/bird/train", "data/distill/b
 PROMPT = "a photo of a bird"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory, tiny_model, world_set) -> Path:
     """A folder in which the stages run with their default paths; read only."""
     folder = tmp_path_factory.mktemp("a place")
-    text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), SMALL)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    small_params(folder, SMALL)
     (folder / "data/concepts/bird").mkdir(parents=True)
     (folder / "data/mini").symlink_to(tiny_model)
     (folder / TRAIN).symlink_to(world_set)
@@ -339,7 +332,7 @@ def test_refined_masks_are_the_product_with_the_mixture_of_the_difference(done, 
     holes = np.stack([grow(mask, 1) for mask in cells])
     use_unet(model, done / UNET)
     y_f, y_b = (model.encode_text([p], 64) for p in (PROMPT, "a photo of a background"))
-    z = paint_over(model, model.encode_images(images), holes, y_f, y_b, [*map(seed_of, items)], w=0.0, steps=2)
+    z = paint_over(model, model.encode_images(images), holes, y_f, y_b, [*map(seed_of, items)], w=-1.0, steps=2)
     rows = rows_of(out)
     assert [row["sample_id"] for row in rows] == [item.sample_id for item in items] and len(files(out)) == 4 * 8 + 1
     for row, item, image, background, hole in zip(rows, items, images, model.decode(z), holes, strict=True):
@@ -358,7 +351,7 @@ def test_refined_masks_are_the_product_with_the_mixture_of_the_difference(done, 
 
 
 def test_options_and_the_unet_reach_the_painting(done, tmp_path):
-    for option in ("--refine_masks.guidance -1", "--refine_masks.steps 3", "--refine_masks.grow 0", "--seed 2",
+    for option in ("--refine_masks.guidance 0", "--refine_masks.steps 3", "--refine_masks.grow 0", "--seed 2",
                    "--distill.background nothing", "--unet="):  # fmt: skip
         got = run_stage("refine_masks", *option.split(), "--out", tmp_path / "out", "--metrics", tmp_path / "m.json",
                         cwd=done)  # fmt: skip

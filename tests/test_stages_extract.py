@@ -13,8 +13,8 @@ from PIL import Image
 
 from maskmill.datasets.table import read_image, read_table
 from maskmill.store import Store
-from tests.running import run_stage
-from tests.test_stages import arrange, assert_refused, files
+from tests.running import assert_refused, files, run_stage
+from tests.test_stages import arrange
 
 COUNT = 40  # two shards
 OUT = "data/extracted/clip/world"

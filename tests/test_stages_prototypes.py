@@ -11,22 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskmill import params, profiles
+from maskmill import params
 from maskmill.datasets.table import read_image, read_table
 from maskmill.masks.coco import decode
 from maskmill.prompts import read_csv
 from maskmill.segmenters.prototypes import Bank
 from maskmill.segmenters.support import picture_of
 from maskmill.store import ShardWriter, Store
-from tests.running import ROOT, Finished, run_stage
+from tests.running import ROOT, Finished, files, run_stage, small_params
 
 SMALL = {"support.count": 9, "support.steps": 2, "build_prototypes.parts": 3, "build_prototypes.size": 16,
          "build_prototypes.grid_rows": 9}  # fmt: skip
 CLASSES = ("bird", "dog")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
@@ -35,8 +31,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 def arrange(folder: Path, model: Path) -> Path:
     folder.mkdir()
-    text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), SMALL)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    small_params(folder, SMALL)
     (folder / "data").mkdir()
     (folder / "data/mini").symlink_to(model)
     (folder / "two.txt").write_text("bird\ndog\n")

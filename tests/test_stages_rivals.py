@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskmill import params, profiles
+from maskmill import params
 from maskmill.datasets.table import Item, item_rng, read_image, read_labels, read_mask, read_table, table_csv
 from maskmill.masks import rivals
 from maskmill.masks.attentioncut import cross_map, resize
 from maskmill.masks.refine import refine
 from maskmill.store import ShardWriter, Store
-from tests.running import ROOT, Finished, run_stage
+from tests.running import assert_refused, files, run_stage, small_params
 
 METHODS = ("kmeans", "ncut", "crf")
 SMALL = {f"rivals.{method}.size": 16 for method in METHODS}
@@ -49,8 +49,7 @@ def write_store(out: Path, samples: dict[str, dict]) -> None:
 def made(tmp_path_factory, world_set) -> Path:
     """A folder in which the stage runs with its default paths; read only."""
     folder = tmp_path_factory.mktemp("a place")
-    text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), SMALL)
-    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    small_params(folder, SMALL)
     (folder / "data").mkdir()
     (folder / "data/world").symlink_to(world_set)
     made = {i.sample_id: sample(world_set, i.mask, i.sample_id == FLAT) for i in read_table(world_set)}
@@ -62,16 +61,6 @@ def made(tmp_path_factory, world_set) -> Path:
 @pytest.fixture
 def place(made, tmp_path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "place", symlinks=True))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def assert_refused(got: Finished, *parts: str, absent: Path) -> None:
-    assert (got.code, got.err.count("\n"), got.err[:7]) == (2, 1, "error: "), got.err
-    assert all(part in got.err for part in parts), got.err
-    assert not absent.exists() and not list(absent.parent.glob(".*.part"))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -20,8 +20,7 @@ from maskmill.segmenters.features_of import open_extractors
 from maskmill.segmenters.models import build, save_model
 from maskmill.segmenters.prototypes import Bank, Support, build_class
 from maskmill.world import CLASSES
-from tests.running import ROOT, run_stage
-from tests.test_stages import assert_refused, files
+from tests.running import ROOT, assert_refused, files, run_stage
 
 NAMES = ("boat", "dog", "tree")
 

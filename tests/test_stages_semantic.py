@@ -15,8 +15,7 @@ from maskmill.datasets.table import read_image, read_labels, read_table, save_pn
 from maskmill.errors import UserError
 from maskmill.report.labelmaps import labels_png, overlay, palette, read_label_map, tinted, voc_palette
 from maskmill.world import CLASSES
-from tests.running import ROOT, run_stage
-from tests.test_stages import assert_refused
+from tests.running import ROOT, assert_refused, run_stage
 
 NAMES = [*reversed(CLASSES), "sky"]  # another order than the truth's, and a stuff class
 

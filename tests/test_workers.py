@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -145,6 +146,8 @@ def test_places(monkeypatch):
 def fits(monkeypatch):
     """What a process has learnt of its GPU does not outlive a test."""
     monkeypatch.setattr(workers, "_fits", None)
+    monkeypatch.setattr(workers, "_place", "cpu")
+    monkeypatch.delenv("MASKMILL_BATCH", raising=False)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(0, 4), (1, 4), (4, 4), (5, 4), (9, 2), (3, 1)])
@@ -182,6 +185,58 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(fits, capfd):
     assert capfd.readouterr().err.splitlines() == [
         "out of memory with a batch of 12; going on with 6", "out of memory with a batch of 6; going on with 3"
     ]  # fmt: skip
+
+
+@pytest.fixture
+def gpu(fits, monkeypatch):
+    """A worker on a GPU with memory for so many samples: what it is asked for is kept in ``tried``."""
+    import torch
+
+    state = {"tried": [], "memory": 0}
+
+    def compute(index):
+        state["tried"].append(len(index))
+        if len(index) > state["memory"]:
+            raise torch.OutOfMemoryError("no memory")
+        return [i * 10 for i in index]
+
+    monkeypatch.setattr(workers, "_place", "cuda:1")
+    monkeypatch.setattr(workers, "_begin", lambda place: 0)
+    monkeypatch.setattr(workers, "_room", lambda place, before: state["memory"] / state["tried"][-1])
+    return SimpleNamespace(compute=compute, state=state, tried=state["tried"])
+
+
+@pytest.mark.parametrize(
+    ("memory", "counts", "tried"),
+    [(100, (32, 32, 20), [8, 24, 32, 20]),  # found with the first batch: room for 80, and 32 in a shard
+     (25, (32, 32, 3), [8, 12, 12, 16, 16, 8]),  # room for 20, in equal parts; 3 are filled up to what was asked for
+     (8, (32, 9), [8, 8, 8, 8, 8, 8]),  # room for no more
+     (5, (9, 9), [8, 4, 4, 4, 4, 4, 4]),  # not even for that
+     (2, (3,), [8, 4, 2, 2])],
+)  # fmt: skip
+def test_on_a_gpu_the_size_is_found_with_the_first_batch(gpu, memory, counts, tried):
+    gpu.state["memory"] = memory
+    for count in counts:
+        assert workers.in_batches(count, 8, gpu.compute) == [i * 10 for i in range(count)]
+    assert gpu.tried == tried
+
+
+def test_a_size_that_was_found_and_does_not_fit_later_is_halved(gpu):
+    gpu.state["memory"] = 100
+    workers.in_batches(8, 8, gpu.compute)
+    gpu.state["memory"] = 20  # another program has come
+    assert workers.in_batches(32, 8, gpu.compute) == [i * 10 for i in range(32)]
+    assert gpu.tried == [8, 32, 16, 16]
+
+
+def test_a_size_that_was_asked_for_is_kept_to_and_a_cpu_has_no_other(gpu, monkeypatch):
+    gpu.state["memory"] = 100
+    monkeypatch.setenv("MASKMILL_BATCH", "4")
+    workers.in_batches(32, 4, gpu.compute)
+    monkeypatch.delenv("MASKMILL_BATCH")
+    monkeypatch.setattr(workers, "_place", "cpu")
+    workers.in_batches(32, 4, gpu.compute)
+    assert set(gpu.tried) == {4}
 
 
 def test_no_memory_for_one_sample_is_one_line(fits):

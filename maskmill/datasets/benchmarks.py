@@ -90,6 +90,15 @@ def read_benchmark(key: str, settings: Benchmarks) -> Benchmark:
     else:
         names = _file_of(settings.coco20k_list, "coco20k_list", "the text file of the 19,817 image names")
         items, note = read_coco20k(root, names)
+    check_items(items)
+    if not items or (len(items) != COUNTS[name] and not settings.partial):
+        raise UserError(f"benchmarks.{key}: {root}: expected the {COUNTS[name]:,} images of {name}, got "
+                        f"{len(items):,}; benchmarks.partial admits another number")  # fmt: skip
+    return Benchmark(name, items, note)
+
+
+def check_items(items: Iterable[Item]) -> None:
+    """Refuse ids that an image set cannot have, and boxes that are none; names the photograph."""
     for item in items:
         if not SAMPLE_ID.fullmatch(item.sample_id):
             raise UserError(f"{item.image}: expected a name of letters, digits, '-' and '.', got {item.sample_id!r}")
@@ -97,10 +106,6 @@ def read_benchmark(key: str, settings: Benchmarks) -> Benchmark:
             parse_boxes(item.boxes)
         except ValueError as error:
             raise UserError(f"{item.image}: box in pixels from 0: {error}") from None
-    if not items or (len(items) != COUNTS[name] and not settings.partial):
-        raise UserError(f"benchmarks.{key}: {root}: expected the {COUNTS[name]:,} images of {name}, got "
-                        f"{len(items):,}; benchmarks.partial admits another number")  # fmt: skip
-    return Benchmark(name, items, note)
 
 
 def fault(item: Item) -> str:
@@ -135,7 +140,7 @@ def refuse_faults(name: str, found: Iterable[str]) -> None:
 
 def read_pairs(name: str, root: Path) -> list[Item]:
     """Photographs and masks in two folders, paired by name; masks that no photograph has are not looked at."""
-    images, masks = (_folder(root, names, name) for names in PAIRS[name])
+    images, masks = (first_folder(root, names, name) for names in PAIRS[name])
     photographs = _files(images, PHOTOGRAPHS)
     if not photographs:
         raise UserError(f"{images}: expected photographs *.jpg, found none")
@@ -161,9 +166,9 @@ def read_cub(root: Path, split: Path) -> tuple[list[Item], str]:
         The items, and which numbering was found.
     """
     root = root if (root / "images.txt").is_file() else root / "CUB_200_2011"
-    paths = dict(_columns(root / "images.txt", 2))
-    boxes = {id: values for id, *values in _columns(root / "bounding_boxes.txt", 5)}
-    parts = dict(_columns(split, 2))
+    paths = dict(columns(root / "images.txt", 2))
+    boxes = {id: values for id, *values in columns(root / "bounding_boxes.txt", 5)}
+    parts = dict(columns(split, 2))
     test = held_out_part(parts.values(), split)
     beside = root.parent / "segmentations"
     masks = beside if beside.is_dir() and not (root / "segmentations").is_dir() else root / "segmentations"
@@ -203,9 +208,9 @@ def held_out_part(parts: Iterable[str], split: Path) -> str:
 
 def read_voc(name: str, root: Path) -> list[Item]:
     """The images of ``ImageSets/Main/trainval.txt`` with the boxes of all their objects."""
-    root = _folder(root, (YEARS[name], f"VOCdevkit/{YEARS[name]}"), name)
+    root = first_folder(root, (YEARS[name], f"VOCdevkit/{YEARS[name]}"), name)
     items = []
-    for (stem,) in _columns(root / "ImageSets/Main/trainval.txt", 1):
+    for (stem,) in columns(root / "ImageSets/Main/trainval.txt", 1):
         boxes = voc_boxes(root / "Annotations" / f"{stem}.xml")
         items.append(Item(f"{name}/{stem}", "", str(root / "JPEGImages" / f"{stem}.jpg"), dataset=name,
                           boxes=boxes_text(boxes)))  # fmt: skip
@@ -238,8 +243,8 @@ def read_coco20k(root: Path, names: Path) -> tuple[list[Item], str]:
         The items in the order of the list, and how many of it were left out for having no such box.
     """
     path = root / "annotations/instances_train2014.json"
-    images = _folder(root, ("train2014", "images/train2014"), "COCO20K")
-    listed = [Path(line).name for (line,) in _columns(names, 1)]
+    images = first_folder(root, ("train2014", "images/train2014"), "COCO20K")
+    listed = [Path(line).name for (line,) in columns(names, 1)]
     try:
         document = json.loads(path.read_bytes())
         ids = {entry["file_name"]: entry["id"] for entry in document["images"]}
@@ -278,13 +283,14 @@ def _file_of(path: str, key: str, what: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def _folder(root: Path, names: Sequence[str], what: str) -> Path:
+def first_folder(root: Path, names: Sequence[str], what: str) -> Path:
     """The first of some folders that exists."""
     for name in names:
         if (root / name).is_dir():
             return root / name
     others = " or ".join(str(root / name) for name in names[1:])
-    raise UserError(f"{root / names[0]}: expected this folder of {what}, found neither it nor {others}")
+    seen = f"found neither it nor {others}" if others else "found none"
+    raise UserError(f"{root / names[0]}: expected this folder of {what}, {seen}")
 
 
 def _files(folder: Path, endings: Sequence[str]) -> list[Path]:
@@ -293,14 +299,18 @@ def _files(folder: Path, endings: Sequence[str]) -> list[Path]:
     return sorted(files, key=lambda p: p.name)
 
 
-def _columns(path: Path, count: int) -> list[list[str]]:
-    """The first ``count`` words of each line of a text file; the first words are distinct, blank lines skipped."""
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file, blank ones left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: expected a text file, got: {reason}") from None
-    rows = [line.split()[:count] for line in lines if line.strip()]
+
+
+def columns(path: Path, count: int) -> list[list[str]]:
+    """The first ``count`` words of each line of a text file; the first words are distinct."""
+    rows = [line.split()[:count] for line in text_lines(path)]
     short = next((row for row in rows if len(row) < count), None)
     if short:
         raise UserError(f"{path}: expected {count} words a line, got {' '.join(short)!r}")

@@ -23,18 +23,18 @@ VOC and Context are scored with it and without, COCO-Object with it, the others 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 import maskmill.labels
-from maskmill.datasets.benchmarks import PHOTOGRAPHS, refuse_faults
+from maskmill.datasets.benchmarks import PHOTOGRAPHS, first_folder, refuse_faults, text_lines
 from maskmill.datasets.table import SAMPLE_ID, Item, image_size, read_image, read_labels
 from maskmill.errors import UserError
 from maskmill.params import Benchmarks
-from maskmill.store import read_rows
+from maskmill.store import read_rows, write_atomically
 
 LABELS = Path(maskmill.labels.__file__).parent
 VOID = 255
@@ -89,6 +89,11 @@ class Protocol:
     name: str
     classes: int
     background: str
+
+    @property
+    def title(self) -> str:
+        """As tables call it: VOC with the background, VOC-20 without; a set that is scored in one way has its name."""
+        return f"{self.name}-{self.classes}" if self.protocol.endswith("_nobg") else self.name
 
 
 def protocols() -> dict[str, Protocol]:
@@ -178,13 +183,26 @@ def fault(item: Item, lookup: np.ndarray) -> str:
     return ""
 
 
-def write_classes(key: str, path: Path) -> None:
-    """Write ``class_table`` as a CSV file, which is a vocabulary for any stage that takes a file of classes."""
-    rows = class_table(key)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+def write_classes(rows: Sequence[Mapping[str, str]], folder: Path) -> None:
+    """Write a class table as ``classes.csv`` and its queries as ``classes.txt``, which are vocabularies for any stage
+    that takes a file of classes. No rows at all mark a data set that is not at hand, see ``at_hand``."""
+    with open(folder / "classes.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["label", "class", "query", "kind"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    write_atomically(folder / "classes.txt", "".join(f"{row['query']}\n" for row in rows))
+
+
+def at_hand(folder: str | Path) -> bool:
+    """Whether stage semantic_benchmarks found the data set that this image set is of.
+
+    Raises:
+        UserError: there is no such image set.
+    """
+    path = Path(folder) / "classes.txt"
+    if not path.is_file():
+        raise UserError(f"{path}: expected the classes of a data set, found none; run stages/semantic_benchmarks.py")
+    return bool(path.read_text(encoding="utf-8").strip())
 
 
 # --- what the values mean ---------------------------------------------------------------------------------------------
@@ -239,16 +257,16 @@ Found = list[tuple[str, Path, Path]]  # name, picture, label map
 def _read_voc(key: str, root: Path) -> tuple[Found, np.ndarray]:
     year, part, labels = {"voc": ("VOC2012", "Segmentation", "SegmentationClass"),
                           "context": ("VOC2010", "SegmentationContext", "SegmentationClassContext")}[key]  # fmt: skip
-    root = _folder(root, (year, f"VOCdevkit/{year}"), NAMES[key])
+    root = first_folder(root, (year, f"VOCdevkit/{year}"), NAMES[key])
     stems = _lines(root / "ImageSets" / part / "val.txt")
-    _folder(root, (labels,), NAMES[key])
+    first_folder(root, (labels,), NAMES[key])
     found = [(stem, root / "JPEGImages" / f"{stem}.jpg", root / labels / f"{stem}.png") for stem in stems]
     return found, identity(CLASSES[key])
 
 
 def _read_coco(key: str, root: Path) -> tuple[Found, np.ndarray, str]:
-    images = _folder(root, ("images/val2017",), NAMES[key])
-    labels = _folder(root, ("annotations/val2017",), NAMES[key])
+    images = first_folder(root, ("images/val2017",), NAMES[key])
+    labels = first_folder(root, ("annotations/val2017",), NAMES[key])
     stems = [path.stem for path in _pictures(images)]
     ending = {"coco_object": "_instanceTrainIds.png", "coco_stuff": "_labelTrainIds.png"}[key]
     if any((labels / f"{stem}{ending}").is_file() for stem in stems):
@@ -261,15 +279,15 @@ def _read_coco(key: str, root: Path) -> tuple[Found, np.ndarray, str]:
 
 
 def _read_ade20k(root: Path) -> tuple[Found, np.ndarray]:
-    images = _folder(root, ("images/validation", "ADEChallengeData2016/images/validation"), "ADE20K")
+    images = first_folder(root, ("images/validation", "ADEChallengeData2016/images/validation"), "ADE20K")
     labels = images.parents[1] / "annotations/validation"
-    _folder(labels.parent, (labels.name,), "ADE20K")
+    first_folder(labels.parent, (labels.name,), "ADE20K")
     return [(path.stem, path, labels / f"{path.stem}.png") for path in _pictures(images)], identity(150)
 
 
 def _read_cityscapes(root: Path) -> tuple[Found, np.ndarray]:
-    images = _folder(root, ("leftImg8bit/val",), "Cityscapes")
-    labels = _folder(root, ("gtFine/val",), "Cityscapes")
+    images = first_folder(root, ("leftImg8bit/val",), "Cityscapes")
+    labels = first_folder(root, ("gtFine/val",), "Cityscapes")
     ending, found = "_leftImg8bit.png", []
     for path in sorted(images.glob(f"*/*{ending}")):
         if not path.name.startswith("."):
@@ -278,16 +296,6 @@ def _read_cityscapes(root: Path) -> tuple[Found, np.ndarray]:
     if not found:
         raise UserError(f"{images}: expected pictures <city>/*{ending}, found none")
     return found, cityscapes_ids()
-
-
-def _folder(root: Path, names: Sequence[str], what: str) -> Path:
-    """The first of some folders that exists."""
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    others = " or ".join(str(root / name) for name in names[1:])
-    seen = f"found neither it nor {others}" if others else "found none"
-    raise UserError(f"{root / names[0]}: expected this folder of {what}, {seen}")
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -301,11 +309,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _lines(path: Path) -> list[str]:
     """The names that a text file lists, one a line, each once."""
-    try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: expected a text file, got: {reason}") from None
+    found = [line.strip() for line in text_lines(path)]
     seen: set[str] = set()
     for name in found:
         if name in seen:

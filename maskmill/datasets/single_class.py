@@ -23,8 +23,17 @@ from typing import Literal
 import numpy as np
 from scipy.io import loadmat
 
-from maskmill.datasets.benchmarks import PHOTOGRAPHS, Benchmark, held_out_part, refuse_faults, voc_boxes
-from maskmill.datasets.table import SAMPLE_ID, Item, boxes_text, parse_boxes
+from maskmill.datasets.benchmarks import (
+    PHOTOGRAPHS,
+    Benchmark,
+    check_items,
+    columns,
+    first_folder,
+    held_out_part,
+    refuse_faults,
+    voc_boxes,
+)
+from maskmill.datasets.table import Item, boxes_text, parse_boxes
 from maskmill.errors import UserError
 from maskmill.scores.localisation import Box, from_voc
 
@@ -72,13 +81,7 @@ def read_single_class(
         items = read_cub_training(root, word, Path(split))
     else:
         items = read_pictures(root, word, NAMES[key], truths=key == "human36m")
-    for item in items:
-        if not SAMPLE_ID.fullmatch(item.sample_id):
-            raise UserError(f"{item.image}: expected a name of letters, digits, '-' and '.', got {item.sample_id!r}")
-        try:
-            parse_boxes(item.boxes)
-        except ValueError as error:
-            raise UserError(f"{item.image}: box in pixels from 0: {error}") from None
+    check_items(items)
     wanted = COUNTS.get((key, part))
     if not items or (wanted and len(items) != wanted and not partial):
         raise UserError(f"{root}: expected {f'the {wanted:,}' if wanted else 'the'} pictures of {NAMES[key]} "
@@ -88,7 +91,7 @@ def read_single_class(
 
 def read_dogs(root: Path, word: str, part: Part) -> list[Item]:
     """Stanford Dogs, in the order of the files' names or of the list; boxes of all dogs in a picture."""
-    images, annotations = _folder(root / "Images", "Dogs"), _folder(root / "Annotation", "Dogs")
+    images, annotations = (first_folder(root, (name,), "Dogs") for name in ("Images", "Annotation"))
     if part == "all":
         names = [p.relative_to(images).with_suffix("").as_posix() for p in _pictures(images)]
     else:
@@ -108,7 +111,7 @@ def read_cars(root: Path, word: str, part: Part) -> list[Item]:
     """Stanford Cars in the order of the annotations; one box each. Ids are ``Cars/train/00001``."""
     items = []
     for one in ("train", "test") if part == "all" else (part,):
-        images = _folder(root / f"cars_{one}", "Cars")
+        images = first_folder(root, (f"cars_{one}",), "Cars")
         names = [f"cars_{one}_annos.mat", f"cars_{one}_annos_withlabels.mat"]
         table = _first([place / name for place in (root / "devkit", root) for name in names],
                        f"the boxes of Cars ({one})")  # fmt: skip
@@ -135,8 +138,8 @@ def read_cub_training(root: Path, word: str, split: Path) -> list[Item]:
     if not split.is_file():
         raise UserError(f"CUB: expected the file of the split with 1,000 test images, got {str(split)!r}")
     root = root if (root / "images.txt").is_file() else root / "CUB_200_2011"
-    paths = dict(_pairs(root / "images.txt"))
-    parts = dict(_pairs(split))
+    paths = dict(columns(root / "images.txt", 2))
+    parts = dict(columns(split, 2))
     test = held_out_part(parts.values(), split)
     strange = [id for id in parts if id not in paths]
     if strange:
@@ -189,12 +192,6 @@ def _box_file(path: Path) -> list[Box]:
 # --- small tools ------------------------------------------------------------------------------------------------------
 
 
-def _folder(folder: Path, what: str) -> Path:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: expected this folder of {what}, found none")
-    return folder
-
-
 def _first(places: Sequence[Path], what: str) -> Path:
     for place in places:
         if place.is_file():
@@ -220,16 +217,3 @@ def _variable(path: Path, name: str) -> np.ndarray:
 
 def _strings(path: Path, name: str) -> list[str]:
     return [str(value) for value in np.atleast_1d(_variable(path, name))]
-
-
-def _pairs(path: Path) -> list[tuple[str, str]]:
-    """Two words a line; blank lines skipped."""
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: expected a text file, got: {reason}") from None
-    short = next((line for line in lines if len(line) < 2), None)
-    if short:
-        raise UserError(f"{path}: expected two words a line, got {' '.join(short)!r}")
-    return [(line[0], line[1]) for line in lines]

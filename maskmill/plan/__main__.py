@@ -1,4 +1,4 @@
-"""What a run will cost on this machine, before it starts: ``python -m maskmill.plan [dvc.yaml ...] [--profile NAME]``.
+"""What a run will cost on this machine, before it starts: ``python -m maskmill.plan [TARGET ...] [--profile NAME]``.
 
 For every stage: pictures, U-Net calls, hours from a measurement of ten seconds, disk and memory; then what there is of
 disk and memory, which weights and data sets are found, and for a missing one the line that gets it. Nothing is written.
@@ -7,9 +7,11 @@ Exit code 1 if the run cannot end well, 2 if parameters or pipeline cannot be re
     python -m maskmill.plan                                         # the whole pipeline with params.yaml
     python -m maskmill.plan --profile sd14 --quick                  # the papers' values, without measuring
     python -m maskmill.plan tables/diffusionseg-tab3/dvc.yaml       # a table, with what it needs of the main pipeline
+    python -m maskmill.plan attentioncut@test                       # a stage, with what it needs; as dvc repro takes it
 
 Hours are those of a run from nothing: what DVC finds up to date is not run again. A call is one sample at one time
-step. What other programs do at the same time slows the measurement as it slows the run.
+step; "there" is the share of a stage's disk that files of its outputs take now. What other programs do at the same
+time slows the measurement as it slows the run.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m maskmill.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("targets", nargs="*", default=["dvc.yaml"], help="dvc.yaml files (default: dvc.yaml)")
+    parser.add_argument("targets", nargs="*", default=["dvc.yaml"], metavar="target",
+                        help="what dvc repro would be told: dvc.yaml files, stages (default: dvc.yaml)")  # fmt: skip
     parser.add_argument("--profile", default="", help="plan with the values of profiles/NAME.yaml")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="(default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("profiles"), help="of profiles (default: %(default)s)")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from maskmill.datasets import semantic
 from maskmill.datasets.benchmarks import COUNTS, ROLES
 from maskmill.errors import UserError
 from maskmill.params import Params
@@ -29,7 +30,8 @@ SMALL = 200_000  # of the plots and tables of a scoring stage
 # Seconds for one picture in one process, roughly, on a core of an ordinary machine.
 SECONDS = {
     "world": 0.02, "concept": 0.01, "benchmarks": 0.008, "evaluate": 0.03, "score": 0.01, "draw": 0.01, "decode": 0.01,
-    "rivals": 0.05, "extract_features": 0.02, "mask_statistics": 0.01, "judge": 0.02,
+    "rivals": 0.05, "extract_features": 0.02, "mask_statistics": 0.01, "judge": 0.02, "name_regions": 0.2,
+    "semantic_benchmarks": 0.015,
 }  # fmt: skip
 SPLITS = {"cub": (10_788, 1_000), "dogs": (12_000, 8_580), "cars": (8_144, 8_041)}  # to learn from, to score
 START = 6.0  # seconds in which a stage loads its libraries
@@ -50,6 +52,7 @@ class Cost:
         trained: samples that go through the U-Net and back, in training; each takes about three calls.
         seconds: of other work, in one process.
         parallel: whether that work is spread over the workers too.
+        alone: whether its U-Net calls are one process's.
         disk: output path -> bytes.
         idle: whether nothing is to be done.
         note: what the table says of it.
@@ -67,6 +70,7 @@ class Cost:
     trained: int = 0
     seconds: float = 0.0
     parallel: bool = False
+    alone: bool = False
     disk: dict[str, float] = field(default_factory=dict)
     idle: bool = False
     note: str = ""
@@ -87,6 +91,9 @@ class Ledger:
     def images(self, folder: str) -> int | None:
         """Pictures of a set: as counted when its stage was, else as its table on disk says."""
         folder = folder.rstrip("/")
+        if "," in folder:  # several sets
+            parts = [self.images(part) for part in folder.split(",")]
+            return None if None in parts else sum(parts)
         if folder in self.counts:
             return self.counts[folder]
         path = self.root / folder
@@ -148,16 +155,16 @@ def _pretrain(c: Command, p: Params, ledger: Ledger) -> Cost:
 
 
 def _world(c: Command, p: Params, ledger: Ledger) -> Cost:
-    out, n = c.option("out", "data/world"), p.world.test_count * len(p.world.seeds)
+    out, n = c.option("out"), p.world.test_count * len(p.world.seeds)
     ledger.counts[out] = n
     disk = n * (p.world.size**2 * 1.25 + 3 * ROW + 250)
     return Cost(n, seconds=n * SECONDS["world"], parallel=True, disk={out: disk})
 
 
 def _benchmarks(c: Command, p: Params, ledger: Ledger) -> Cost:
-    role, out = c.option("role", "test"), c.option("out", "data/benchmarks")
+    role, out = c.option("role"), c.option("out")
     given = [name for key, name in ROLES.get(role, {}).items() if getattr(p.benchmarks, key)]
-    n = sum(COUNTS[name] for name in given)
+    n = sum(COUNTS[name] for name in given)  # as published
     ledger.counts[out] = n
     if given != ["CUB"]:
         ledger.unlabelled.add(out)
@@ -167,15 +174,33 @@ def _benchmarks(c: Command, p: Params, ledger: Ledger) -> Cost:
     return Cost(n, seconds=n * SECONDS["benchmarks"], parallel=True, disk={out: n * 2.0 * ROW}, note=", ".join(given))
 
 
+def _semantic(c: Command, p: Params, ledger: Ledger) -> Cost:
+    """A data set of semantic segmentation; one that is not named is refused, or left out where the command says so."""
+    key, out = c.option("name"), c.option("out")
+    if not getattr(p.benchmarks, semantic.FOLDERS[key]):
+        ledger.counts[out] = 0
+        what = f"benchmarks.{semantic.FOLDERS[key]}: expected the folder of {semantic.NAMES[key]}, got ''"
+        return Cost(0, note="left out") if c.option("absent") == "empty" else Cost(0, trouble=what)
+    n = ledger.counts[out] = semantic.COUNTS[key][0]
+    return Cost(n, seconds=n * SECONDS["semantic_benchmarks"], parallel=True, disk={out: n * 2.0 * ROW})
+
+
+def _join_classes(c: Command, p: Params, ledger: Ledger) -> Cost:
+    """One list of the classes of those data sets that are named."""
+    sets = [name for name in c.option("sets").split(",") if getattr(p.benchmarks, semantic.FOLDERS[name])]
+    ledger.counts[c.option("out")] = len({row["query"] for name in sets for row in semantic.class_table(name)})
+    return Cost(0) if sets else Cost(0, trouble="no data set is named: set the folder of at least one under benchmarks")
+
+
 def _prompts(c: Command, p: Params, ledger: Ledger) -> Cost:
-    out, n = c.option("out", "data/prompts.csv"), p.prompts.count
+    out, n = c.option("out"), p.prompts.count
     ledger.counts[out] = n
     note = f"written by {p.prompts.llm}, whose time is not counted" if p.prompts.source == "llm" else ""
     return Cost(n, seconds=n * 2e-4, disk={out: n * ROW}, note=note)
 
 
 def _generate(c: Command, p: Params, ledger: Ledger) -> Cost:
-    out, prompts = c.option("out", "data/generated"), c.option("prompts", "data/prompts.csv")
+    out, prompts = c.option("out"), c.option("prompts")
     n, g = ledger.images(prompts), p.generate
     if n is None:
         return Cost(None, note=f"needs {prompts}")
@@ -203,7 +228,7 @@ def _latent(shape: Shape, size: int) -> int:
 
 
 def _invert(c: Command, p: Params, ledger: Ledger) -> Cost:
-    images, out = c.option("images", "data/world"), c.option("out", "data/inverted/world")
+    images, out = c.option("images"), c.option("out")
     n, g, f = ledger.images(images), p.generate, p.invert_features
     if n is None:
         return Cost(None, note=f"needs {images}")
@@ -214,10 +239,10 @@ def _invert(c: Command, p: Params, ledger: Ledger) -> Cost:
     disk = {f"{out}/records": n * call.record_bytes(g.bins, g.columns_rows, g.anchors), f"{out}/index.csv": n * ROW}
     if f.features:
         disk[f"{out}/features"] = n * call.feature_bytes
-    trouble = ""
-    if f.prior in ("dataset", "scene", "absent") and images in ledger.unlabelled:
+    trouble, unlabelled = "", images in ledger.unlabelled
+    if unlabelled and (f.prior in ("dataset", "scene") or f.prior == "absent" and not (f.labels and p.model.clip)):
         trouble = f"invert_features.prior {f.prior}: {images} names no class of its pictures"
-    judged = n * SECONDS["judge"] * (f.prior == "clip")
+    judged = n * SECONDS["judge"] * (f.prior == "clip" or f.prior == "absent" and unlabelled)
     return Cost(n, n * f.steps * passes, latent, 1, n * shapes.vae_flops(ledger.shape, g.size)[0], size=g.size,
                 seconds=judged, disk=disk, trouble=trouble)  # fmt: skip
 
@@ -227,7 +252,7 @@ def _mask_bytes(n: int, size: int) -> float:
 
 
 def _attentioncut(c: Command, p: Params, ledger: Ledger) -> Cost:
-    n, out = ledger.images(c.option("images", "data/world")), c.option("out", "data/masks/world")
+    n, out = ledger.images(c.option("images")), c.option("out")
     if n is None:
         return Cost(None, note=f"needs {c.option('images')}")
     size = p.generate.size
@@ -236,7 +261,7 @@ def _attentioncut(c: Command, p: Params, ledger: Ledger) -> Cost:
 
 def _masks(c: Command, p: Params, ledger: Ledger) -> Cost:
     """Stages that write masks of pictures from what is there: decode, rivals."""
-    n, out = ledger.images(c.option("images", "data/world")), c.option("out", "data/masks/world")
+    n, out = ledger.images(c.option("images")), c.option("out")
     if n is None:
         return Cost(None, note=f"needs {c.option('images')}")
     size = p.generate.size
@@ -245,7 +270,7 @@ def _masks(c: Command, p: Params, ledger: Ledger) -> Cost:
 
 
 def _train(c: Command, p: Params, ledger: Ledger) -> Cost:
-    images, out, t = c.option("images", "data/generated/set"), c.option("out", "data/decoder"), p.train_decoder
+    images, out, t = c.option("images"), c.option("out"), p.train_decoder
     n = ledger.images(images)
     if n is not None:
         held = round(t.validation * n)
@@ -269,13 +294,13 @@ def _decoder_weights(p: Params, ledger: Ledger) -> int:
 
 def _looks(c: Command, p: Params, ledger: Ledger) -> Cost:
     """Stages that read pictures and masks and write a few numbers and plots."""
-    n = ledger.images(c.option("images", "data/world"))
+    n = ledger.images(c.option("images"))
     seconds = (n or 0) * SECONDS.get(c.script, 0.01) * max(1.0, (p.generate.size / 64) ** 2 / 8)
     return Cost(n, seconds=seconds)
 
 
 def _features(c: Command, p: Params, ledger: Ledger) -> Cost:
-    n = ledger.images(c.option("images", "data/world"))
+    n = ledger.images(c.option("images"))
     return Cost(n, seconds=(n or 0) * SECONDS["extract_features"], parallel=True, note="disk not counted")
 
 
@@ -287,7 +312,7 @@ def _few(c: Command, p: Params, ledger: Ledger) -> Cost:
 def _support(c: Command, p: Params, ledger: Ledger) -> Cost:
     """OVDiff's pictures of a class: N pictures, their attention to the word alone."""
     s = p.support
-    classes, out = _classes(c, p, ledger, "data/support")
+    classes, out = _classes(c, p, ledger)
     n, guided = s.count * classes, 1 if s.guidance == 1 else 2
     latent = _latent(ledger.shape, s.size)
     record = shapes.call(ledger.shape, latent).record_bytes(4, 8, 1)
@@ -297,12 +322,15 @@ def _support(c: Command, p: Params, ledger: Ledger) -> Cost:
                 disk=disk)  # fmt: skip
 
 
-def _classes(c: Command, p: Params, ledger: Ledger, out: str) -> tuple[int, str]:
+def _classes(c: Command, p: Params, ledger: Ledger) -> tuple[int, str]:
     """How many classes a stage of OVDiff is called for, and the folder that it makes."""
-    out = c.option("out", out)
+    out = c.option("out")
     if c.option("class"):
         return 1, f"{out}/{c.option('class').replace(' ', '_')}"
-    table = ledger.root / c.option("classes-file", "-")
+    name = c.option("classes-file")
+    table = ledger.root / name
+    if name in ledger.counts:
+        return ledger.counts[name], out
     if table.is_file():
         lines = table.read_text(encoding="utf-8").splitlines()
         return sum(bool(line.partition("#")[0].strip()) for line in lines), out
@@ -318,7 +346,7 @@ def _looks_with(p: Params, ledger: Ledger, views: int) -> tuple[int, int, float]
 
 
 def _prototypes(c: Command, p: Params, ledger: Ledger) -> Cost:
-    classes, out = _classes(c, p, ledger, "data/prototypes")
+    classes, out = _classes(c, p, ledger)
     n = classes * p.support.count
     calls, latent, seconds = _looks_with(p, ledger, n)
     width = 3 * sum(ledger.shape.unet["block_out_channels"][:3]) + 768 * (len(p.extractors.names) - 1)
@@ -329,7 +357,7 @@ def _prototypes(c: Command, p: Params, ledger: Ledger) -> Cost:
 
 
 def _segment(c: Command, p: Params, ledger: Ledger) -> Cost:
-    images, out, s = c.option("images"), c.option("out", "segmented"), p.segment
+    images, out, s = c.option("images"), c.option("out"), p.segment
     n = ledger.images(images) if images else None
     if n is None:
         return Cost(None, note=f"needs {images}" if images else "pictures of your own")
@@ -357,10 +385,11 @@ def _mean_attention(c: Command, p: Params, ledger: Ledger) -> Cost:
 
 
 def _finetune(c: Command, p: Params, ledger: Ledger) -> Cost:
-    d, out, size = p.distill_inpaint, c.option("out", f"data/distill/{p.distill.word}/unet"), p.generate.size
-    n = ledger.images(c.option("images", f"data/concepts/{p.distill.word}/train"))
+    d, out, size = p.distill_inpaint, c.option("out"), p.generate.size
+    n = ledger.images(c.option("images"))
     return Cost(n, 0, _latent(ledger.shape, size), size=size, trained=d.steps * d.batch,
-                disk={out: 4.0 * ledger.shape.weights["unet"]}, note="on one GPU; LAUNCH spreads it")  # fmt: skip
+                disk={out: 4.0 * ledger.shape.weights["unet"]},
+                note=f"{d.steps * d.batch:,} there and back, on one GPU; LAUNCH spreads it")  # fmt: skip
 
 
 def _refine(c: Command, p: Params, ledger: Ledger) -> Cost:
@@ -376,7 +405,7 @@ def _refine(c: Command, p: Params, ledger: Ledger) -> Cost:
 
 def _exported(c: Command, p: Params, ledger: Ledger) -> Cost:
     """Pictures, masks, cut-out objects and backgrounds of a set."""
-    images, out, size = c.option("images"), c.option("out", "data/export"), p.generate.size
+    images, out, size = c.option("images"), c.option("out"), p.generate.size
     n = ledger.images(images)
     if n is None:
         return Cost(None, note=f"needs {images}")
@@ -393,8 +422,55 @@ def _quality(c: Command, p: Params, ledger: Ledger) -> Cost:
                 seconds=n * SECONDS["judge"])  # fmt: skip
 
 
+def _curves(c: Command, p: Params, ledger: Ledger) -> Cost:
+    """The mean attention of every picture: once through the steps, then the last of them with many samples of noise."""
+    n, a, size = ledger.images(c.option("images")), p.attention_curves, p.generate.size
+    if n is None:
+        return Cost(None, note=f"needs {c.option('images')}")
+    calls = n * (max(*a.t0, a.token_t0) + a.repeats * max(a.samples))
+    return Cost(n, calls, _latent(ledger.shape, size), 1, n * shapes.vae_flops(ledger.shape, size)[0], size=size)
+
+
+def _reconstruction(c: Command, p: Params, ledger: Ledger) -> Cost:
+    """From noise back to every picture."""
+    n, size = ledger.images(c.option("images")), p.generate.size
+    if n is None:
+        return Cost(None, note=f"needs {c.option('images')}")
+    calls = n * p.invert_features.steps
+    return Cost(n, calls, _latent(ledger.shape, size), 1, n * shapes.vae_flops(ledger.shape, size)[0], size=size)
+
+
+def _ovdiff_cost(c: Command, p: Params, ledger: Ledger) -> Cost:
+    """One class after the other in one process, the first of them twice; segmenting a few pictures is not counted."""
+    s = p.support
+    n = s.count * (1 + len(c.option("classes").split(",")))
+    looks, _, seconds = _looks_with(p, ledger, n)
+    guided = 1 if s.guidance == 1 else 2
+    return Cost(n, n * s.steps * guided + looks, _latent(ledger.shape, s.size), guided,
+                n * shapes.vae_flops(ledger.shape, s.size)[1], size=s.size, seconds=seconds, alone=True)  # fmt: skip
+
+
+def _named(c: Command, p: Params, ledger: Ledger) -> Cost:
+    """Label maps of a set by regions of colour."""
+    images, out, size = c.option("images"), c.option("out"), p.world.size
+    n = ledger.images(images)
+    if n is None:
+        return Cost(None, note=f"needs {images}")
+    return Cost(n, seconds=n * SECONDS["name_regions"], parallel=True,
+                disk={out: n * ((PICTURE + LABELS) * size**2 + 4 * ROW)})  # fmt: skip
+
+
+def _joined(c: Command, p: Params, ledger: Ledger) -> Cost:
+    """Several sets as one; its pictures stay where they are."""
+    counts = [ledger.images(images) for images in c.options.get("images", [])]
+    if not counts or None in counts:
+        return Cost(None, note="needs the sets that it joins")
+    n = ledger.counts[c.option("out")] = sum(counts)
+    return Cost(n, seconds=0.001 * n, disk={c.option("out"): n * 2.0 * ROW})
+
+
 def _concept(c: Command, p: Params, ledger: Ledger) -> Cost:
-    k, out = p.concept, c.option("out", f"data/concepts/{p.distill.word}")
+    k, out = p.concept, c.option("out")
     sizes = SPLITS.get(k.source, (k.count, k.test_count * len(k.test_seeds)))
     trouble = "" if k.source == "world" or k.root else f"concept.root: expected the folder of {k.source}, got ''"
     if k.source in ("folder", "human36m"):
@@ -408,7 +484,7 @@ def _concept(c: Command, p: Params, ledger: Ledger) -> Cost:
 
 
 def _concept_set(c: Command, p: Params, ledger: Ledger) -> Cost:
-    k, out, size = p.concept_set, c.option("out", f"data/distill/{p.distill.word}/sampled"), p.generate.size
+    k, out, size = p.concept_set, c.option("out"), p.generate.size
     ledger.counts[out] = k.count
     guided = 1 if k.guidance == 1 else 2
     return Cost(k.count, k.count * k.steps * guided, _latent(ledger.shape, size), guided,
@@ -424,7 +500,11 @@ HANDLERS: dict[str, Callable[[Command, Params, Ledger], Cost]] = {
     "support": _support, "build_prototypes": _prototypes, "segment": _segment, "score_semantic": _looks,
     "mean_attention": _mean_attention, "distill_inpaint": _finetune, "refine_masks": _refine, "export_set": _exported,
     "evaluate_semantic": _few, "evaluate_distillation": _looks, "kinds": _few, "concept": _concept,
-    "concept_set": _concept_set, "generation_quality": _quality,
+    "concept_set": _concept_set, "generation_quality": _quality, "attention_curves": _curves,
+    "reconstruction": _reconstruction, "ovdiff_cost": _ovdiff_cost, "name_regions": _named, "join_sets": _joined,
+    "semantic_benchmarks": _semantic, "draw_refinement": _few, "draw_semantic": _few, "explain": _few,
+    "absent": _few, "join_classes": _join_classes,
+    "export": _exported,
 }  # fmt: skip
 
 

@@ -89,7 +89,8 @@ class Speed:
         seconds: of one call on one sample at the asked side, in one worker.
         side: of the latents that were measured.
         rows: samples at once.
-        activations: bytes that a call takes beside the weights, for one sample at the asked side.
+        activations: bytes that a call takes beside the weights, for one sample at the asked side; an estimate where
+            only smaller ones were measured.
         calls: how many were timed.
     """
 
@@ -156,7 +157,8 @@ def _measure(sender: Any, shape: Shape, latent: int, dtype: str, device: str, ro
             extra = torch.cuda.max_memory_allocated(place) - shape.weights["unet"] * BYTES[dtype]
         else:
             extra = max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - loaded)
-        activations = extra / count * (latent / side) ** 2
+        # A smaller call's growth is mostly what libraries take once: scaled up it would be gigabytes for nothing.
+        activations = extra / count if side == latent else shapes.activation_bytes(shape, latent, dtype)
         sender.send(Speed(statistics.median(times) / count * share, side, count, activations, len(times)))
     except Exception as error:  # whatever it is, a plan without hours is better than none
         sender.send(f"not measured: {' '.join(f'{type(error).__name__}: {error}'.split())[:150]}")
@@ -195,7 +197,7 @@ def choose(
     start = time.perf_counter()
     sides = sorted({s for k in (1, 2, 4, 8) if (s := latent // k) % multiple == 0 and s >= multiple} | {latent})
     side, count, took = sides[0], 1, timed(sides[0], 1)
-    if took < seconds / 3:  # the first call of all warms up and is slower than any other
+    if took < 0.6 * seconds:  # the first call of all warms up and is slower than any other
         took = timed(side, count)
     for s, n in [(s, 1) for s in sides] + [(latent, rows)]:
         expected = took * n * flops(s) / (count * flops(side))

@@ -7,14 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from maskmill.datasets import semantic
 from maskmill.datasets.benchmarks import COUNTS, ROLES, read_benchmark
 from maskmill.diffusion.architectures import of_name, weight_counts
 from maskmill.diffusion.backbone import check_folder
 from maskmill.errors import UserError
+from maskmill.hub import download, download_model, is_hub_id
 from maskmill.params import Params
 from maskmill.plan.costs import Job
 
-PARTS = "'*.json' '*.txt' '*.safetensors'"
+FILES = ("*.json", "*.txt", "*.safetensors")
 HOMES = {  # where a data set's authors give it
     "ecssd": "images.zip and ground_truth_mask.zip of www.cse.cuhk.edu.hk/leojia/projects/hsaliency/dataset.html",
     "duts_te": "DUTS-TE.zip of saliencydetection.net/duts",
@@ -37,27 +39,34 @@ class Need:
     optional: bool = False
 
 
+# Stages that ask the diffusion model, if only for its tokenizer; those that ask CLIP.
+TOKENS = {"prompts", "concept", "check_model", "generate", "invert_features"}
+JUDGES = {"generate", "check_model", "generation_quality", "name_regions"}
+
+
 def needs(jobs: Iterable[Job], p: Params) -> list[Need]:
     """What the stages of a run need."""
     scripts = {command.script for job in jobs for command in job.stage.commands}
     found = []
-    if scripts & {"generate", "invert_features", "support", "concept_set", "prompts"}:
-        found.append(model(p.model.id, p.model.revision))
+    users = [job.params.model for job in jobs if job.cost.calls or job.cost.trained
+             or any(command.script in TOKENS for command in job.stage.commands)]  # fmt: skip
+    found += [model(*key) for key in dict.fromkeys((m.id, m.revision, m.dtype) for m in users)]
     judged = any(job.params.invert_features.prior == "clip" and c.script == "invert_features"
                  for job in jobs for c in job.stage.commands)  # fmt: skip
-    if p.model.clip and (judged or scripts & {"generate", "check_model"}):
+    if p.model.clip and (judged or scripts & JUDGES):
         found.append(clip(p.model.clip))
     if p.prompts.source == "llm" and "prompts" in scripts:
         found.append(language_model(p.prompts.llm, p.prompts.llm_revision))
     if scripts & {"build_prototypes", "segment"}:
         found += networks(p)
-    roles = {c.option("role", "test") for job in jobs for c in job.stage.commands if c.script == "benchmarks"}
+    roles = {c.option("role") for job in jobs for c in job.stage.commands if c.script == "benchmarks"}
     for role in sorted(roles & set(ROLES)):
         found += data_sets(p, role)
-    return found
+    named = {c.option("name") for job in jobs for c in job.stage.commands if c.script == "semantic_benchmarks"}
+    return found + [semantic_set(p, name) for name in sorted(named) if getattr(p.benchmarks, semantic.FOLDERS[name])]
 
 
-def model(id: str, revision: str) -> Need:
+def model(id: str, revision: str, dtype: str = "float32") -> Need:
     """The diffusion model, in a folder or in the hub's cache; of a folder every part is looked at."""
     what = f"model.id {id}{f' @ {revision}' if revision else ''}"
     folder = Path(id).expanduser()
@@ -67,20 +76,24 @@ def model(id: str, revision: str) -> Need:
             return Need(what, True)
         except UserError as error:
             return Need(what, False, str(error))
-    if id.startswith((".", "/", "~")) or len(folder.parts) != 2 or folder.parts[0] in ("data", "models"):
+    if not is_hub_id(id):
         return Need(what, False, f"{id}: no such folder; put a diffusers pipeline there, or set model.id to a hub id")
-    if in_cache(id, revision, "model_index.json"):
-        return Need(what, True)
     known = of_name(id)
+    if pipeline_in_cache(id, revision, dtype, len(known.encoders) if known else 1):
+        return Need(what, True)
     size = f" ({sum(weight_counts(known).values()) * 4 / 1e9:.1f} GB in float32)" if known else ""
-    return Need(what, False, download(id, revision, "model.id", f" --include {PARTS}") + size)
+    return Need(what, False, download_model(id, revision) + size)
 
 
-def download(id: str, revision: str, key: str, more: str = "") -> str:
-    """The command that puts a hub repository into a folder, and the parameter to set then."""
-    at = f" --revision {revision}" if revision else ""
-    place = f"models/{Path(id).name}"
-    return f"hf download {id}{at}{more} --local-dir {place}, then set {key} to {place}"
+def pipeline_in_cache(id: str, revision: str, dtype: str, encoders: int) -> bool:
+    """Whether the local cache holds a hub repository's index and the weights of each part, as they would be loaded."""
+    parts = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    if encoders > 1:
+        parts["text_encoder_2"] = "model"
+    endings = (".fp16.safetensors", ".safetensors") if dtype == "float16" else (".safetensors",)
+    return in_cache(id, revision, "model_index.json") and all(
+        any(in_cache(id, revision, f"{part}/{stem}{ending}") for ending in endings) for part, stem in parts.items()
+    )
 
 
 def in_cache(id: str, revision: str, file: str) -> bool:
@@ -106,7 +119,7 @@ def clip(name: str, key: str = "model.clip") -> Need:
         return Need(what, False, f"{name}: open_clip has no safetensors of it; choose another tag")
     if any(in_cache(repository, "", f) for f in ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")):
         return Need(what, True)
-    return Need(what, False, download(repository, "", key, " --include '*.json' '*.safetensors'"))
+    return Need(what, False, download(repository, "", key, ("*.json", "*.safetensors")))
 
 
 def language_model(id: str, revision: str) -> Need:
@@ -115,7 +128,7 @@ def language_model(id: str, revision: str) -> Need:
         return Need(what, False, "set prompts.llm to a causal language model, or prompts.source to grammar")
     if Path(id).expanduser().is_dir() or in_cache(id, revision, "config.json"):
         return Need(what, True)
-    line = download(id, revision, "prompts.llm", f" --include {PARTS}")
+    line = download(id, revision, "prompts.llm", FILES)
     return Need(what, False, f"{line}; or set prompts.source to grammar")
 
 
@@ -132,7 +145,7 @@ def networks(p: Params) -> list[Need]:
         else:
             line = f"set extractors.{name}.id, or leave {name} out of extractors.names"
             if settings.id:
-                line = download(settings.id, settings.revision, f"extractors.{name}.id", f" --include {PARTS}")
+                line = download(settings.id, settings.revision, f"extractors.{name}.id", FILES)
             need = Need("", False, line)
         found.append(Need(f"extractors.{name}.id {settings.id or p.model.clip}", need.found, need.line))
     return found
@@ -153,3 +166,13 @@ def data_sets(p: Params, role: str) -> list[Need]:
         except UserError as error:
             found.append(Need(what, False, f"{error}; {HOMES[key]}"))
     return found
+
+
+def semantic_set(p: Params, name: str) -> Need:
+    """A data set of semantic segmentation that is named; one that is not is the stage's trouble, or left out by it."""
+    what = f"benchmarks.{semantic.FOLDERS[name]} {semantic.NAMES[name]}, {semantic.COUNTS[name][0]:,} images"
+    try:
+        semantic.read_semantic(name, p.benchmarks)
+        return Need(what, True)
+    except UserError as error:
+        return Need(what, False, str(error))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -19,20 +20,23 @@ from maskmill.errors import UserError
 from maskmill.params import Params
 
 SCRIPT = re.compile(r"(?:^|\s)(stages/(\w+)\.py)(?=\s|$)")
+TEST = re.compile(r'test -([nz]) "([^"]*)"')  # is a text not empty, or empty: DVC has filled it in, so it can be said
 MADE = ("data/", "metrics/", "tables/")  # where stages write
 SKIPPED = (".venv", ".git", ".dvc", "data", "scratch")
 
 
 @dataclass(frozen=True)
 class Command:
-    """One call of a stage script: its name, and what each option was given (``--no-x`` as x: ['false'])."""
+    """One call of a stage script: its name, what each option was given (``--no-x`` as x: ['false']), and the folders
+    that the script itself names for options that were given none."""
 
     script: str
     options: Mapping[str, list[str]]
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
-    def option(self, name: str, default: str = "") -> str:
-        """The first value of a folder option."""
-        return (self.options.get(name) or [default])[0]
+    def option(self, name: str) -> str:
+        """The first value of a folder option, else the script's own default, else ''."""
+        return (self.options.get(name) or [self.defaults.get(name, "")])[0]
 
     def parameters(self, text: str, name: str) -> Params:
         """The parameters as this command overrides them."""
@@ -61,6 +65,21 @@ def _bare(kind: Any) -> str:
     return "" if parameters.is_text(kind) else "true"
 
 
+@cache
+def defaults(path: Path) -> Mapping[str, str]:
+    """The folders that a stage script names as defaults of its options, read from its source: the literal entries of
+    the third argument of ``stage_arguments``. Empty for a script that has none or is not there."""
+    if not path.is_file():
+        return {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        called = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "stage_arguments"
+        if called and len(node.args) > 2 and isinstance(node.args[2], ast.Dict):
+            pairs = zip(node.args[2].keys, node.args[2].values, strict=True)
+            return {k.value: v.value for k, v in pairs
+                    if isinstance(k, ast.Constant) and isinstance(v, ast.Constant) and v.value is not None}  # fmt: skip
+    return {}
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stage of dvc.yaml, expanded. Paths are relative to the repository; ``outs``: path -> is it in DVC's cache."""
@@ -72,23 +91,28 @@ class Stage:
 
 
 def read(root: Path, text: str, targets: Iterable[str] = ("dvc.yaml",)) -> list[Stage]:
-    """The stages of some dvc.yaml files and all that they need, those that need nothing first.
+    """The stages of some targets and all that they need, those that need nothing first.
 
     Args:
         root: the repository.
         text: of params.yaml, for instance with a profile's values.
-        targets: dvc.yaml files, relative to ``root``.
+        targets: as ``dvc repro`` takes them: dvc.yaml files or their folders, relative to ``root``; stages, as
+            ``generate`` or ``tables/x/dvc.yaml:rows@a``, without @ all of a family.
 
     Raises:
         UserError: a target is not there, or DVC cannot read one of the files.
     """
     files = sorted(p for p in root.rglob("dvc.yaml") if not set(p.relative_to(root).parts) & set(SKIPPED))
-    wanted = []
+    chosen: list[tuple[str, str, str]] = []  # target, its file, its stage
     for target in targets:
-        path = root / target / "dvc.yaml" if (root / target).is_dir() else root / target
+        place, _, name = target.rpartition(":") if ":" in target else (target, "", "")
+        if place == target and "/" not in target and not (root / target).exists():
+            place, name = "dvc.yaml", target
+        path = root / place / "dvc.yaml" if (root / place).is_dir() else root / place
         if path not in files:
             raise UserError(f"{target}: expected a dvc.yaml of this repository, found none")
-        wanted.append(path.relative_to(root).as_posix())
+        chosen.append((target, path.relative_to(root).as_posix(), name))
+    wanted = list(dict.fromkeys(file for _, file, _ in chosen))
     stages: dict[str, dict[str, Stage]] = {}
     with tempfile.TemporaryDirectory() as aside:
         for path in files:
@@ -108,8 +132,12 @@ def read(root: Path, text: str, targets: Iterable[str] = ("dvc.yaml",)) -> list[
                     continue  # a broken file that nobody asked for
     made_by = {out: s for found in stages.values() for s in found.values() for out in s.outs}
     order: dict[str, Stage] = {}
-    for name in wanted:
-        for stage in stages[name].values():
+    for target, file, name in chosen:
+        found = [s for s in stages[file].values() if not name or name in (own := s.name.rpartition(":")[2],
+                                                                          own.partition("@")[0])]  # fmt: skip
+        if name and not found:
+            raise UserError(f"{target}: expected a dvc.yaml of this repository or a stage of {file}, found neither")
+        for stage in found:
             _visit(stage, made_by, order)
     return list(order.values())
 
@@ -138,10 +166,11 @@ def _resolve(root: Path, aside: Path, name: str) -> dict[str, Stage]:
     except (DvcException, yaml.YAMLError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{name}: expected a file that DVC can read, got: {' '.join(str(error).split())}") from None
     prefix = "" if name == "dvc.yaml" else f"{PurePosixPath(name).parent}:"
-    return {prefix + key: _stage(prefix + key, value, PurePosixPath(name).parent) for key, value in found.items()}
+    place = PurePosixPath(name).parent
+    return {prefix + key: _stage(prefix + key, value, place, root) for key, value in found.items()}
 
 
-def _stage(name: str, definition: Mapping[str, Any], folder: PurePosixPath) -> Stage:
+def _stage(name: str, definition: Mapping[str, Any], folder: PurePosixPath, root: Path) -> Stage:
     base = folder / definition.get("wdir", ".")
     lines = definition["cmd"] if isinstance(definition["cmd"], list) else [definition["cmd"]]
     outs: dict[str, bool] = {}
@@ -151,7 +180,7 @@ def _stage(name: str, definition: Mapping[str, Any], folder: PurePosixPath) -> S
             for path, settings in _entry(entry):
                 outs[_plain(base / path)] = settings.get("cache", True)
     deps = tuple(_plain(base / path) for path in definition.get("deps", []))
-    return Stage(name, tuple(c for line in lines for c in commands(line)), deps, outs)
+    return Stage(name, tuple(c for line in lines for c in commands(line, root)), deps, outs)
 
 
 def _entry(entry: Any) -> list[tuple[str, Mapping[str, Any]]]:
@@ -173,10 +202,15 @@ def _plain(path: PurePosixPath) -> str:
     return "/".join(parts)
 
 
-def commands(line: str) -> list[Command]:
-    """The stage scripts that a command line calls; other programs are left out."""
+def commands(line: str, root: Path | None = None) -> list[Command]:
+    """The stage scripts that a command line calls; other programs are left out, and what ``test -n "text" ||`` rules
+    out. ``root``: where the scripts are."""
     found = []
-    for part in re.split(r"\n|\s(?:&&|\|\||;)\s", line):
+    for statement in re.split(r"\n|\s(?:&&|;)\s", line):
+        *conditions, part = re.split(r"\s\|\|\s+", statement)
+        tests = filter(None, (TEST.fullmatch(c.strip()) for c in conditions))
+        if any(bool(test[2]) == (test[1] == "n") for test in tests):
+            continue
         place = SCRIPT.search(part)
         if not place:
             continue
@@ -190,7 +224,7 @@ def commands(line: str) -> list[Command]:
                 options[name] = [value] if equals else []
             elif name:
                 options[name].append(word)
-        found.append(Command(place[2], options))
+        found.append(Command(place[2], options, defaults(root / place[1]) if root else {}))
     return found
 
 

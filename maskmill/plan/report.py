@@ -96,7 +96,7 @@ def seconds(job: Job, plan: Plan) -> float | None:
         return 0.0
     if r is None or c.items is None or c.trouble:
         return None
-    spread = places(plan.machine.settings)
+    spread = 1 if c.alone else places(plan.machine.settings)
     total = START + c.seconds / (plan.machine.settings.workers if c.parallel else 1)
     total += c.cuts * r.cut / plan.machine.settings.workers
     total += c.steps * r.steps.get(job.stage.name, 0.0)
@@ -143,7 +143,7 @@ def disk(plan: Plan) -> tuple[float, float]:
 def problems(plan: Plan) -> list[str]:
     """Why the run cannot end well, one line each; empty if nothing speaks against it."""
     found = [f"{job.stage.name}: {job.cost.trouble}" for job in plan.jobs if job.cost.trouble]
-    found += [f"{need.what}: {need.line}" for need in plan.needs if not need.found and not need.optional]
+    found += [f"{need.what}: MISSING, see needs" for need in plan.needs if not need.found and not need.optional]
     needed, there = disk(plan)
     if needed - there > plan.machine.disk:
         found.append(f"disk: {size_text(needed - there)} are needed beyond what is there, "
@@ -210,7 +210,8 @@ def time_text(s: float | None) -> str:
 def table(plan: Plan) -> str:
     """The whole plan in words and columns."""
     m, s = plan.machine, plan.machine.settings
-    where = f"{places(s)} workers on the CPU" if s.device == "cpu" else f"{places(s)} x {s.device}"
+    n = places(s)
+    where = f"{n} worker{'s' * (n > 1)} on the CPU" if s.device == "cpu" else f"{n} x {s.device}"
     lines = [f"{plan.name} on this machine: {where}, batch {s.batch}; free: {size_text(m.memory)} of memory, "
              + (f"{size_text(m.device)} of GPU memory, " if m.device is not None else "")
              + f"{size_text(m.disk)} of disk"]  # fmt: skip

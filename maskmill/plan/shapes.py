@@ -47,8 +47,14 @@ class Shape:
         """Side of the latents of a picture."""
         return size // self.cell
 
+    def vae_dtype(self, dtype: str) -> str:
+        """What the autoencoder computes in: see ``maskmill.diffusion.backbone.Backbone``."""
+        upcast = dtype == "float16" and "text_encoder_2" in self.weights and self.vae.get("force_upcast", True)
+        return "float32" if upcast else dtype
+
     def weight_bytes(self, dtype: str) -> int:
-        return sum(self.weights.values()) * BYTES[dtype]
+        others = sum(count for part, count in self.weights.items() if part != "vae")
+        return others * BYTES[dtype] + self.weights["vae"] * BYTES[self.vae_dtype(dtype)]
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,12 @@ def _vae_flops(config: str, size: int, latent: int) -> tuple[float, float]:
     return counts[0], counts[1]
 
 
+def activation_bytes(shape: Shape, latent: int, dtype: str) -> int:
+    """Working memory of a U-Net call on one sample: about sixty maps of its first level, as measured on SD-1.4."""
+    return 60 * shape.unet["block_out_channels"][0] * latent * latent * BYTES[dtype]
+
+
 def vae_bytes(shape: Shape, size: int, dtype: str) -> int:
     """Working memory of decoding one picture: about three maps of its widest layer at full size."""
     channels = shape.vae["block_out_channels"]
-    return 3 * channels[min(1, len(channels) - 1)] * size * size * BYTES[dtype]
+    return 3 * channels[min(1, len(channels) - 1)] * size * size * BYTES[shape.vae_dtype(dtype)]

@@ -239,8 +239,8 @@ def _gap_across(claim: dict, source: Source, unit: str) -> Outcome:
 
 
 def number_in(row: str) -> float | None:
-    """The last free-standing number of a row's name: ``50k`` -> 50000, ``T_0 = 40`` -> 40, ``full`` -> None."""
-    found = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([kM])?(?![\w.])", row)
+    """The last free-standing number of a row's name: ``50k`` -> 50000, ``scale -2`` -> -2, ``full`` -> None."""
+    found = re.findall(r"(?<![\w.])(-?\d+(?:\.\d+)?)([kM])?(?![\w.])", row)
     if not found:
         return None
     digits, factor = found[-1]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from maskmill.errors import UserError
-from maskmill.report.claims import show
+from maskmill.report.claims import number_in, show
 from maskmill.report.figures import INK, PALETTE, STYLE, new_axes, require, save_png, save_table
 
 
@@ -125,6 +125,56 @@ def table_bars(result: Mapping, metric: str, png: str | Path, table: str | Path)
     Returns:
         ``row, series, value, std`` (std empty for published numbers), rows without any value left out.
     """
+    frame = _values(result, metric)
+    labels = {r["row"]: r["row"] + (f":  {r['what']}" if r["what"] else "") for r in result["rows"]}
+    _draw_bars(frame, labels, metric, result["units"][metric], _title(result, metric, frame), png)
+    save_table(frame, table)
+    return frame
+
+
+def table_curve(
+    result: Mapping, metric: str, axis: str, png: str | Path, table: str | Path, log: bool = False
+) -> pd.DataFrame:
+    """Rows of a table that is a sweep, as a curve over the number in each row's name; others are left out.
+
+    Args:
+        result: what ``tables.compare`` returns.
+        axis: what the numbers are.
+        log: whether their axis is logarithmic.
+
+    Returns:
+        As ``table_bars``, with the number of the row as ``x``, ascending.
+
+    Raises:
+        UserError: no row's name holds a number.
+    """
+    frame = _values(result, metric)
+    frame.insert(1, "x", [number_in(row) for row in frame["row"]])
+    frame = frame.dropna(subset="x").sort_values(["series", "x"], kind="stable", ignore_index=True)
+    if frame.empty:
+        raise UserError(f"{result['table']}: axis {axis!r}: expected rows whose names hold a number, got none")
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = new_axes(6.0, 3.6)
+        for (name, part), colour in zip(frame.groupby("series", sort=True), PALETTE, strict=False):
+            mark = "o" if len(part) > 1 else "D"
+            errors = part["std"].fillna(0).to_numpy(float) if part["std"].notna().any() else None
+            ax.errorbar(part["x"], part["value"], yerr=errors, fmt=f"{mark}-", color=colour, linewidth=2, markersize=5,
+                        capsize=3, elinewidth=1, label=name)  # fmt: skip
+        if log:
+            ax.set_xscale("log")
+        xs = sorted(set(frame["x"]))
+        ax.set_xticks(xs, [f"{x:g}" for x in xs])
+        ax.minorticks_off()
+        ax.set(xlabel=axis, ylabel=f"{metric}, %" if result["units"][metric] == "percent" else metric)
+        ax.set_title(_title(result, metric, frame))
+        ax.legend(loc="best")
+        save_png(figure, png)
+    save_table(frame, table)
+    return frame
+
+
+def _values(result: Mapping, metric: str) -> pd.DataFrame:
+    """All values of one metric in a table, ours and the published; ``row, series, value, std``."""
     records = []
     for row in result["rows"]:
         for dataset, scores in row["ours"].items():
@@ -136,11 +186,12 @@ def table_bars(result: Mapping, metric: str, png: str | Path, table: str | Path)
     frame = pd.DataFrame(records, columns=["row", "series", "value", "std"])
     if metric not in result["units"] or frame.empty:
         raise UserError(f"{result['table']}: metric {metric!r}: expected at least one value, got none")
-    labels = {r["row"]: r["row"] + (f":  {r['what']}" if r["what"] else "") for r in result["rows"]}
-    title = f"{result['table']}: {metric}, ours beside the published"
-    _draw_bars(frame, labels, metric, result["units"][metric], title, png)
-    save_table(frame, table)
     return frame
+
+
+def _title(result: Mapping, metric: str, frame: pd.DataFrame) -> str:
+    beside = frame["series"].str.startswith("published").any()
+    return f"{result['table']}: {metric}{', ours beside the published' * bool(beside)}"
 
 
 def _draw_bars(frame: pd.DataFrame, labels: Mapping[str, str], metric: str, unit: str, title: str, png) -> None:
@@ -166,6 +217,7 @@ def _draw_bars(frame: pd.DataFrame, labels: Mapping[str, str], metric: str, unit
         ax.set_yticks(range(len(rows)), [labels[row] for row in rows])
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
-        ax.set(xlabel=metric, title=title)
+        ax.set(xlabel=metric)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")  # the axes may be narrow
         figure.legend(loc="outside lower center", ncols=min(len(series), 2), handlelength=1.0, columnspacing=1.4)
         save_png(figure, png)

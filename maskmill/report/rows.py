@@ -4,9 +4,10 @@
 published row (default: the key), ``scores`` the file, relative to the table's folder (default: ``rows/<key>.json``),
 ``part`` the part of a file of statistics, ``control`` a label of ours for a row that is part of no claim. What else a
 row holds, parameters for instance, is the business of the table's dvc.yaml. Beside ``rows`` there may be ``data`` and
-``stand_in`` (what was scored, and what it is called, where it stands in for the paper's data), ``notes``, and
+``stand_in`` (what was scored, and what it is called, where it stands in for the paper's data), ``notes``,
 ``metrics`` {metric of the table: key in a file of scores, or of statistics, there also ``distance.<key>`` for how far
-ours is from the reference}.
+ours is from the reference}, and, where the rows are a sweep, ``axis`` {label: what the numbers in their names are, log:
+whether that axis is logarithmic}.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Plan:
     stand_in: str = "held-out world scenes"
     notes: tuple[str, ...] = ()
     metrics: Mapping[str, str] = field(default_factory=dict)
+    axis: str = ""  # of a sweep; empty: the rows are no sweep
+    log: bool = False  # whether that axis is logarithmic
 
 
 def read_plan(folder: str | Path) -> Plan:
@@ -71,7 +74,10 @@ def read_plan(folder: str | Path) -> Plan:
     need(isinstance(notes, list) and all(isinstance(v, str) for v in notes), where, "notes", "sentences", notes)
     named = isinstance(metrics, dict) and all(isinstance(v, str) for v in metrics.values())
     need(named, where, "metrics", "a key of the statistics for each metric", metrics)
-    return Plan(rows, notes=tuple(notes), metrics=metrics, **texts)
+    axis = found.get("axis", {"label": ""})
+    need(isinstance(axis, dict) and isinstance(axis.get("label"), str) and isinstance(axis.get("log", False), bool),
+         where, "axis", "{label: text, log: true or false}", axis)  # fmt: skip
+    return Plan(rows, notes=tuple(notes), metrics=metrics, axis=axis["label"], log=axis.get("log", False), **texts)
 
 
 def _rows_found(folder: Path) -> tuple[Row, ...]:
@@ -172,7 +178,8 @@ def compare_scored(published: dict, plan: Plan) -> dict:
     ours: dict[bool, dict] = {False: {}, True: {}}  # rows of the table, controls
     for row, document in found.items():
         scores = {name: document["datasets"][name]["scores"] for name in used if name in document["datasets"]}
-        ours[row.control][row.name] = scores[""] if stands_in else scores
+        if any(scores.values()):  # a row may be without numbers where a network or a data set is not at hand
+            ours[row.control][row.name] = scores[""] if stands_in else scores
     draws = dict.fromkeys(draw for _, several in about.values() for draw in several if str(draw))
     if any(row.part for row in found):
         counts = (f"{row.name}: {document['datasets'][used[0]]['images']:,}" for row, document in found.items())

@@ -8,11 +8,14 @@ set, 0 is the background and everything else that is no scored class, 255 stays 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from maskmill.datasets.table import Item
+from maskmill.datasets.table import Item, read_labels
 from maskmill.errors import UserError
+from maskmill.report.labelmaps import read_label_map
+from maskmill.report.segmentations import names_of
 from maskmill.scores.semantic import VOID, Background, SemanticScores
 
 Row = Mapping[str, str]  # of a class table: class, query, kind
@@ -58,14 +61,49 @@ def of_vocabulary(vocabulary: Sequence[str], scored: Sequence[Row]) -> np.ndarra
     return out
 
 
+def score_folder(
+    items: Iterable[Item], images: Path, labels: Path, table: Sequence[Row], scored: Sequence[Row],
+    background: Background,
+) -> dict[tuple[str, str], SemanticScores]:  # fmt: skip
+    """``score_draws`` on files.
+
+    Args:
+        items: rows of the image set ``images``, which name their true label maps.
+        labels: folder of label maps, as stage segment or any other tool writes it: ``labels/<id>.png`` and
+            ``classes.txt``.
+        table: the classes of the true label maps, in the order of their labels from 1.
+
+    Raises:
+        UserError: as ``score_draws``; an image without a true label map, label maps that cannot be read or are of
+            another form, no ``classes.txt``.
+    """
+    names = names_of(labels)
+
+    def truth(item: Item) -> np.ndarray:
+        if not item.labels:
+            raise UserError(f"{images}/index.csv: {item.sample_id}: expected a label map in the column 'labels', got "
+                            "none")  # fmt: skip
+        return read_labels(images / item.labels)
+
+    def predict(item: Item, size: tuple[int, int]) -> np.ndarray:
+        return read_label_map(labels / "labels" / f"{item.sample_id}.png", len(names), size)
+
+    try:
+        maps = of_vocabulary(names, scored), of_truth(table, scored)
+    except UserError as error:
+        raise UserError(f"{labels}/classes.txt: {error}") from None
+    return score_draws(items, predict, truth, scored, background, maps)
+
+
 def score_draws(
-    items: Iterable[Item], predict: Callable[[Item], np.ndarray], truth: Callable[[Item], np.ndarray],
+    items: Iterable[Item], predict: Callable[[Item, tuple[int, int]], np.ndarray], truth: Callable[[Item], np.ndarray],
     scored: Sequence[Row], background: Background, maps: tuple[np.ndarray, np.ndarray],
 ) -> dict[tuple[str, str], SemanticScores]:  # fmt: skip
     """Score label maps; -> (data set, draw) -> its confusion matrix, in the order of first appearance.
 
     Args:
-        predict, truth: the label maps of an item, (H, W) uint8, in their own numbers.
+        predict, truth: the label maps of an item, (H, W) uint8, in their own numbers; ``predict`` is told the (H, W)
+            of the truth.
         scored: the classes.
         background: as ``SemanticScores`` takes it.
         maps: ``of_vocabulary`` and ``of_truth``.
@@ -76,12 +114,10 @@ def score_draws(
     found: dict[tuple[str, str], SemanticScores] = {}
     names = [row["class"] for row in scored]
     for item in items:
-        labels = [
-            _looked_up(lookup, of(item), item.sample_id, what)
-            for of, lookup, what in zip((predict, truth), maps, ("prediction", "truth"), strict=True)
-        ]
+        true = _looked_up(maps[1], truth(item), item.sample_id, "truth")
+        predicted = _looked_up(maps[0], predict(item, true.shape), item.sample_id, "prediction")
         draw = found.setdefault((item.dataset, item.seed), SemanticScores(names, background))
-        draw.update(*labels, name=item.sample_id)
+        draw.update(predicted, true, name=item.sample_id)
     return found
 
 
@@ -116,6 +152,14 @@ def joined(sets: Sequence[Mapping[tuple[str, str], SemanticScores]]) -> dict[str
                 total.merge(scores)
             out[name]["+".join(seed for seed, _ in group if seed)] = total
     return out
+
+
+def unmeasured(items: Iterable[Item]) -> dict:
+    """What ``summarise`` returns where there are no label maps: the same images and draws, and no scores. A table shows
+    such a row without numbers."""
+    items = list(items)
+    draws = dict.fromkeys(item.seed for item in items)
+    return {"scores": {}, "images": len(items), "draws": list(draws), "classes": {}}
 
 
 def summarise(draws: Mapping[str, SemanticScores]) -> dict:

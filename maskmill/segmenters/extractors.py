@@ -44,6 +44,7 @@ from transformers.utils import logging as transformers_logging
 
 from maskmill import store
 from maskmill.errors import UserError
+from maskmill.hub import download
 
 Family = Literal["clip", "dino", "mae", "moco"]
 Facet = Literal["token", "key", "query", "value"]
@@ -130,10 +131,9 @@ def locate(family: Family, id: str, revision: str = "") -> Source:
     except UserError:
         raise
     except Exception as error:  # no network, no such repository, a gated one: each an error of its own kind
-        at = f" --revision {revision}" if revision else ""
+        line = download(id, revision, "it", ("*.json", "*.safetensors"))
         raise UserError(
-            f"{family} {id}: cannot be had from the hub ({_reason(error)}); download it where you can: hf download {id}"
-            f"{at} --include '*.json' '*.safetensors' --local-dir models/{local.name}, then give models/{local.name}"
+            f"{family} {id}: cannot be had from the hub ({_reason(error)}); download it where you can: {line}"
         ) from None
     return Source(family, id, library, folder, _files(family, folder, library))
 
