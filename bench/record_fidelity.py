@@ -2,6 +2,7 @@
 
     python bench/record_fidelity.py                                   # 20 pictures of the miniature: 1 to 2 minutes
     python bench/record_fidelity.py --anchors 4 --columns-rows 8      # how coarse a record may be: 4 x 4 columns
+    python bench/record_fidelity.py --size 256 --batch 1              # trained attention on a grid of 64x64
     python bench/record_fidelity.py --model scratch/random-sd1 --profile sd14 --count 1 --steps 2 --batch 1
 
 Generates every picture twice from the same prompt and noise. Once as the stage does, with the record that it stores
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--profile", default="", help="take the values of profiles/NAME.yaml")
     parser.add_argument("--prompts", type=Path, default=Path("data/prompts.csv"), help="(default: %(default)s)")
     parser.add_argument("--count", type=int, default=20, help="pictures (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=0, help="side in pixels (default: generate.size)")
     parser.add_argument("--steps", type=int, default=0, help="(default: generate.steps)")
     parser.add_argument("--batch", type=int, default=4, help="pictures at once (default: %(default)s)")
     for name, what in (("columns-rows", "rows"), ("anchors", "columns")):
@@ -240,6 +242,7 @@ def main() -> None:
     if min(args.count, args.batch) < 1:
         raise UserError("--count, --batch: expected at least 1")
     patch = profiles.read(ROOT / "profiles" / f"{args.profile}.yaml") if args.profile else {}
+    patch |= {"generate.size": args.size} if args.size else {}
     text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), patch)
     p, settings = parameters.loads(text, args.profile or "params.yaml"), runtime()
     if settings.device == "cpu":
