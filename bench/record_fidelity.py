@@ -2,10 +2,10 @@
 
     python bench/record_fidelity.py                                   # 20 pictures of the miniature: 1 to 2 minutes
     python bench/record_fidelity.py --anchors 4 --columns-rows 8      # how coarse a record may be: 4 x 4 columns
-    python bench/record_fidelity.py --size 256 --batch 1              # trained attention on a grid of 64x64
+    python bench/record_fidelity.py --images data/world --size 256 --batch 1 --count 20  # trained attention at 64x64
     python bench/record_fidelity.py --model scratch/random-sd1 --profile sd14 --count 1 --steps 2 --batch 1
 
-Generates every picture twice from the same prompt and noise. Once as the stage does, with the record that it stores
+Generates every picture twice from the same prompt and noise, or inverts those of --images twice. Once as the stage does, with the record that it stores
 (float16, A_s as eight neighbours and pooled columns of anchors, A_c in bins of the time). Once with every softmax
 matrix made in full, in every layer and step, and averaged as the paper writes: A_c over the steps (those below
 attentioncut.t_max), A_s over heads, layers of a resolution and steps (DiffusionSeg 3.2). Both go through the same cut
@@ -27,7 +27,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from maskmill import params as parameters
 from maskmill import profiles
 from maskmill.cli import progress, runtime
-from maskmill.datasets.table import item_rng
+from maskmill.datasets.table import item_rng, read_image, read_table
 from maskmill.diffusion import passes
 from maskmill.diffusion.backbone import Backbone
 from maskmill.errors import UserError, exit_cleanly
@@ -169,6 +169,18 @@ def chosen(path: Path, count: int, tokenizer, negative: str) -> list[Row]:
     return found
 
 
+def pictures(folder: Path, count: int, tokenizer, template: str) -> list[tuple[Row, Path]]:
+    """Pictures of a set, spread over it, with what their inversion is told."""
+    items, found = read_table(folder), []
+    if len(items) < count:
+        raise UserError(f"{folder}/index.csv: expected at least {count} pictures, got {len(items)}")
+    for item in (items[i * len(items) // count] for i in range(count)):
+        prompt = template.format(item.cls)
+        start, end = word_span(tokenizer, prompt, item.cls)
+        found.append((Row(item.sample_id, item.cls, prompt, start, end, 0), folder / item.image))
+    return found
+
+
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -176,10 +188,39 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+Made = tuple[np.ndarray, list[dict[str, np.ndarray]]]
+
+
+def generation(backbone: Backbone, g, steps: int) -> Callable[[Sequence[tuple[Row, Path]], object], Made]:
+    """-> what makes images and records of some rows with a capture: sampling."""
+
+    def make(part: Sequence[tuple[Row, Path]], capture: object) -> Made:
+        rows = [row for row, _ in part]
+        return passes.generate(
+            backbone, capture, [r.prompt for r in rows], [(r.token_start, r.token_end) for r in rows],
+            [r.seed for r in rows], size=g.size, steps=steps, guidance=g.guidance, negative=g.negative,
+            bins=g.bins, solver=g.solver,
+        )[:2]  # fmt: skip
+
+    return make
+
+
+def inversion(backbone: Backbone, g, steps: int) -> Callable[[Sequence[tuple[Row, Path]], object], Made]:
+    """The same by the inversion of pictures, brought to ``g.size``."""
+
+    def make(part: Sequence[tuple[Row, Path]], capture: object) -> Made:
+        images, rows = np.stack([read_image(path, g.size) for _, path in part]), [row for row, _ in part]
+        spans = [(r.token_start, r.token_end) for r in rows]
+        return images, passes.invert(backbone, capture, images, [r.prompt for r in rows], spans, steps=steps,
+                                     bins=g.bins, features=None)[0]  # fmt: skip
+
+    return make
+
+
 def compare(
-    backbone: Backbone, rows: Sequence[Row], p, shape: passes.RecordShape, steps: int, batch: int
+    backbone: Backbone, samples: Sequence[tuple[Row, Path]], make: Callable, p, shape: passes.RecordShape, batch: int
 ) -> dict[str, object]:
-    """Both ways for every row; -> IoUs of the masks and how far the soft maps and the pictures are apart."""
+    """Both ways for every sample; -> IoUs of the masks and how far the soft maps and the pictures are apart."""
     g, settings = p.generate, CutParams(**vars(p.attentioncut))
     captures = {"record": passes.open_capture(backbone, shape),
                 "exact": ExactAttention(backbone.unet, p.attentioncut.t_max)}  # fmt: skip
@@ -187,18 +228,14 @@ def compare(
     found: dict[str, list[float]] = {"iou": [], "whole": [], "redrawn": [], "soft": [], "picture": [], "area": [],
                                      "values": []}  # fmt: skip
     seconds: dict[str, float] = {}
-    with progress(None, "fidelity", total=len(rows), unit="picture") as bar:
-        for start in range(0, len(rows), batch):
-            part, made = rows[start : start + batch], {}
+    with progress(None, "fidelity", total=len(samples), unit="picture") as bar:
+        for start in range(0, len(samples), batch):
+            part, made = samples[start : start + batch], {}
             for name, capture in captures.items():
                 with timed(seconds, name):
-                    made[name] = passes.generate(
-                        backbone, capture, [r.prompt for r in part], [(r.token_start, r.token_end) for r in part],
-                        [r.seed for r in part], size=g.size, steps=steps, guidance=g.guidance, negative=g.negative,
-                        bins=g.bins, solver=g.solver,
-                    )[:2]  # fmt: skip
+                    made[name] = make(part, capture)
             layers = captures["record"].meta["self_layers"]
-            for i, row in enumerate(part):
+            for i, (row, _) in enumerate(part):
                 image = made["record"][0][i]
                 record, exact = (made[name][1][i] for name in captures)
 
@@ -230,6 +267,7 @@ def main() -> None:
     parser.add_argument("--model", default="", help="a model folder (default: that of params.yaml or the profile)")
     parser.add_argument("--profile", default="", help="take the values of profiles/NAME.yaml")
     parser.add_argument("--prompts", type=Path, default=Path("data/prompts.csv"), help="(default: %(default)s)")
+    parser.add_argument("--images", type=Path, help="an image set: its pictures are inverted, none are generated")
     parser.add_argument("--count", type=int, default=20, help="pictures (default: %(default)s)")
     parser.add_argument("--size", type=int, default=0, help="side in pixels (default: generate.size)")
     parser.add_argument("--steps", type=int, default=0, help="(default: generate.steps)")
@@ -248,12 +286,17 @@ def main() -> None:
     if settings.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     backbone = Backbone(args.model or p.model.id, "" if args.model else p.model.revision, args.dtype, settings.device)
-    rows = chosen(args.prompts, args.count, backbone.tokenizer, p.generate.negative)
-    steps = args.steps or p.generate.steps
-    g = p.generate
+    g, inverted = p.generate, p.invert_features
+    steps = args.steps or (inverted.steps if args.images else g.steps)
+    if args.images:
+        samples = pictures(args.images, args.count, backbone.tokenizer, inverted.template)
+    else:
+        samples = [(row, Path()) for row in chosen(args.prompts, args.count, backbone.tokenizer, g.negative)]
+    make = (inversion if args.images else generation)(backbone, g, steps)
     shape = passes.RecordShape(g.bins, args.columns_rows or g.columns_rows, args.anchors or g.anchors)
-    report = {"model": args.model or p.model.id, "size": g.size, "steps": steps, "pictures": len(rows)}
-    report |= {"record": vars(shape), **compare(backbone, rows, p, shape, steps, args.batch)}
+    report = {"model": args.model or p.model.id, "size": g.size, "steps": steps, "pictures": len(samples),
+              "made": "inverted" if args.images else "generated"}  # fmt: skip
+    report |= {"record": vars(shape), **compare(backbone, samples, make, p, shape, args.batch)}
     print(json.dumps(report, indent=1))
     if report["iou_mean"] < LEAST:
         sys.exit(1)

@@ -401,6 +401,9 @@ class DistillInpaint:
     lr: Positive
     decay_share: Share
     ema: Annotated[float, Limits(0, 0.99999)]
+    t_share: Share
+    t_low: Whole
+    t_high: Count
     precision: Literal["float32", "float16", "bfloat16"]
     log_every: Count
 

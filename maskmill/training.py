@@ -2,13 +2,17 @@
 
 Devices, processes and mixed precision are ``accelerate``'s: the same script runs alone on a CPU and under ``accelerate
 launch`` on many GPUs. What belongs to this project is that a step's rows and its random numbers depend on the seed and
-the step alone, so that a run that was killed and resumed ends, on a CPU, with the weights of an undisturbed one.
+the step alone, so that a run that was killed and resumed ends, on a CPU, with the weights of an undisturbed one. A
+batch is made of parts that are the same whichever process computes them, so two parts on two cores (``on_cores``) give,
+to the bit, what one core gives.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,10 +23,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, debug_launcher
 from torch import nn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from maskmill.cli import Runtime, die_with_parent
 from maskmill.errors import UserError
 
 CHECKPOINT_SECONDS = 60.0
@@ -39,7 +45,8 @@ class Recipe:
         lr: learning rate, constant until the last ``decay_share`` of the steps, over which it falls linearly to zero.
         ema: kept share of the moving average of the weights per step, which is what training returns; 0: no average.
         precision: of the forward pass on a GPU; a CPU always computes in float32.
-        accumulate: parts in which a batch is computed, to save memory.
+        accumulate: parts in which a batch is computed, each with random numbers of its own. One process computes them
+            one after the other, which saves memory; several share them.
         log_every: steps between two rows of the history, at each of which the validation runs.
     """
 
@@ -71,8 +78,45 @@ def rows_of(seed: int, step: int, batch: int, count: int) -> np.ndarray:
 
 def accelerator(device: str, precision: str) -> Accelerator:
     """The launcher's view of this process. ``device``: as ``maskmill.cli.runtime`` gives it."""
-    on_cpu = device == "cpu"
-    return Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else MIXED[precision])
+    on_cpu, threads = device == "cpu", torch.get_num_threads()
+    found = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else MIXED[precision])
+    torch.set_num_threads(threads)  # of several processes accelerate would give each a thread per core
+    return found
+
+
+def cores(settings: Runtime, recipe: Recipe) -> int:
+    """How many processes ``on_cores`` is worth: two on a CPU of two cores for a batch in two parts, else one.
+
+    No more than two, because gradients of two are summed in one order only; and none beside a launcher's.
+    """
+    alone = settings.device == "cpu" and "WORLD_SIZE" not in os.environ and sys.platform.startswith("linux")
+    return 2 if alone and settings.workers > 1 and recipe.accumulate == 2 else 1
+
+
+def on_cores(processes: int, train: Callable[[], Any]) -> None:
+    """Run ``train``, which calls ``fit`` with an accelerator of its own, in forked processes of one thread each that
+    share the batches. What they leave is the finished run's checkpoint: ``fit`` in this process then ends at once.
+
+    Raises:
+        UserError: what ``train`` raised; or a process died.
+    """
+
+    def share() -> None:
+        die_with_parent(always=True)
+        torch.set_num_threads(1)
+        train()
+
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of every process that it ends
+    try:
+        debug_launcher(share, num_processes=processes)  # accelerate's only launcher of CPU processes inside a program
+    except ProcessRaisedException as error:
+        _, ours, said = str(error).rstrip().rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
+        if not ours:
+            raise
+        raise UserError(said) from None
+    except ProcessExitedException as error:
+        raise UserError(f"expected training processes that live, one died ({error}); run this again: it goes on at the "
+                        "last checkpoint. MASKMILL_WORKERS=1 takes a single one") from None  # fmt: skip
 
 
 @dataclass
@@ -148,7 +192,7 @@ def fit(
     Args:
         count: training rows.
         loss_of: (model, rows, generator) -> mean loss over those rows; whatever else it draws (times, noise,
-            rectangles) comes from the CPU generator, which depends on the seed, the step and the process.
+            rectangles) comes from the CPU generator, which depends on the seed, the step and the part of the batch.
         checkpoint: file that is rewritten about every minute and read at the start if its stamp is ``stamp``; removed
             never, so a finished run is not repeated.
         stamp: fingerprint of all that decides the result.
@@ -171,9 +215,8 @@ def fit(
     learner.model.train()
     for step in range(run.step, recipe.steps):
         learner.set_rate(recipe.rate(step))
-        rows = rows_of(seed, step, recipe.batch, count)[accelerator.process_index :: accelerator.num_processes]
-        generator = _generator(seed, step, accelerator)
-        run.recent.append(_step(learner.model, loss_of, rows, recipe.accumulate, generator, accelerator))
+        parts = _own_parts(rows_of(seed, step, recipe.batch, count), recipe, accelerator)
+        run.recent.append(_step(learner.model, loss_of, parts, (seed, step), accelerator))
         _check_loss(run.recent[-1], step, recipe, checkpoint)
         learner.update()
         run.step = step + 1
@@ -200,12 +243,23 @@ class _NoBar:
     def set_postfix(self, **_: Any) -> None: ...
 
 
+def _parts(recipe: Recipe, accelerator: Accelerator) -> int:
+    """Of a batch, over all processes: at least one for each."""
+    return max(recipe.accumulate, accelerator.num_processes)
+
+
 def _check_shares(recipe: Recipe, accelerator: Accelerator) -> None:
-    if recipe.batch % (accelerator.num_processes * recipe.accumulate):
-        raise UserError(
-            f"batch {recipe.batch}: expected a multiple of processes x accumulate, "
-            f"{accelerator.num_processes} x {recipe.accumulate}"
-        )
+    parts, processes = _parts(recipe, accelerator), accelerator.num_processes
+    if recipe.batch % parts or parts % processes:
+        raise UserError(f"batch {recipe.batch}: expected equal parts for equal processes, got {parts} parts "
+                        f"(accumulate) for {processes}")  # fmt: skip
+
+
+def _own_parts(rows: np.ndarray, recipe: Recipe, accelerator: Accelerator) -> list[tuple[int, np.ndarray]]:
+    """The number and the rows of each part of the batch that is this process's to compute."""
+    parts = list(enumerate(np.split(rows, _parts(recipe, accelerator))))
+    share = len(parts) // accelerator.num_processes
+    return parts[accelerator.process_index * share :][:share]
 
 
 def _prepared(model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> _Learner:
@@ -226,20 +280,20 @@ def _check_loss(loss: float, step: int, recipe: Recipe, checkpoint: Path) -> Non
         )
 
 
-def _generator(seed: int, step: int, accelerator: Accelerator) -> torch.Generator:
-    """The step's own generator; dropout, which draws from the global one, gets a seed of the step's too."""
-    number = int(np.random.default_rng([19, seed, step, accelerator.process_index]).integers(2**62))
+def _generator(seed: int, step: int, part: int) -> torch.Generator:
+    """A part's own generator; dropout, which draws from the global one, gets a seed of the part's too."""
+    number = int(np.random.default_rng([19, seed, step, part]).integers(2**62))
     torch.manual_seed(number)
     return torch.Generator().manual_seed(number)
 
 
-def _step(model, loss_of, rows, parts: int, generator, accelerator: Accelerator) -> float:
-    """Gradients of one batch, computed in parts; -> its mean loss over all processes."""
+def _step(model, loss_of, parts: list[tuple[int, np.ndarray]], key: tuple[int, int], accelerator: Accelerator) -> float:
+    """Gradients of one batch, of whose equal ``parts`` these are this process's; -> its mean loss over all processes."""
     total = torch.zeros((), device=accelerator.device)
-    for k, part in enumerate(np.array_split(rows, parts)):
-        with accelerator.no_sync(model) if k < parts - 1 else nullcontext():
+    for part, rows in parts:
+        with nullcontext() if part == parts[-1][0] else accelerator.no_sync(model):
             with accelerator.autocast():
-                loss = loss_of(model, part, generator) * (len(part) / len(rows))
+                loss = loss_of(model, rows, _generator(*key, part)) / len(parts)
             accelerator.backward(loss)
             total += loss.detach().float()
     return float(accelerator.reduce(total, "mean"))

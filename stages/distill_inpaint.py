@@ -28,6 +28,7 @@ from maskmill.datasets.table import Item, image_size, item_rng, read_image, read
 from maskmill.diffusion.backbone import Backbone, Condition
 from maskmill.diffusion.concepts import object_prompt
 from maskmill.diffusion.inpainting import (
+    Times,
     distillation_loss,
     paint_over,
     sample_concept,
@@ -132,11 +133,16 @@ class Witness:
         picture_grid(rows, columns, path, f"Fine-tuning on {word!r}, one noise for each column", 128)
 
 
+def recipe_of(p) -> training.Recipe:
+    return training.Recipe(p.steps, p.batch, p.lr, p.decay_share, p.ema, p.precision, p.accumulate, p.log_every)
+
+
 def tune(unet, count: int, loss_of: Callable, params, scratch: Path, stamp: str, engine, witness: Witness) -> list:
     """Fine-tune in place -> the history."""
-    p = params.distill_inpaint
-    recipe = training.Recipe(p.steps, p.batch, p.lr, p.decay_share, p.ema, p.precision, p.accumulate, p.log_every)
-    with progress(None, "distill_inpaint", total=p.steps, unit="step") as bar:
+    p, recipe, quiet = params.distill_inpaint, recipe_of(params.distill_inpaint), not engine.is_main_process
+    if engine.is_main_process:
+        witness.look(0)
+    with progress(None, "distill_inpaint", total=p.steps, unit="step", disable=quiet) as bar:
 
         def validate(model: torch.nn.Module) -> dict[str, float]:
             step = bar.n + 1  # the bar is moved after the history's row
@@ -148,9 +154,10 @@ def tune(unet, count: int, loss_of: Callable, params, scratch: Path, stamp: str,
                             stamp=stamp, accelerator=engine, bar=bar, validate=validate)  # fmt: skip
 
 
-def open_backbone(m, engine, settings: Runtime, size: int) -> Backbone:
-    """The model on this process's device."""
-    device = "cpu" if settings.device == "cpu" else str(engine.device)
+def open_backbone(m, p, settings: Runtime, size: int) -> Backbone:
+    """The model on this process's device. A CPU is asked no launcher: processes may yet be forked from this one."""
+    on_cpu = settings.device == "cpu"
+    device = settings.device if on_cpu else str(training.accelerator(settings.device, p.precision).device)
     backbone = Backbone(m.id, m.revision, m.dtype, device)
     check_size(backbone, size)
     return backbone
@@ -179,8 +186,7 @@ def main() -> None:
         [store.hash_file(masks / "masks" / f"{i.sample_id}.png") for i in items],
         store.model_stamp(m.id, m.revision), store.code_hashes(*CODE),
     )  # fmt: skip
-    engine = training.accelerator(settings.device, p.precision)
-    backbone = open_backbone(m, engine, settings, size)
+    backbone = open_backbone(m, p, settings, size)
     cells = read_cells(items, folder, masks, (size // backbone.scale,) * 2)
     latents = encode(items, folder, backbone, size, settings.batch)
     kept = np.stack([grow(mask, p.grow) for mask in cells])
@@ -188,10 +194,16 @@ def main() -> None:
     seeds = [int(item_rng(params.seed, item.sample_id).integers(2**31)) for item in items[:PICTURES]]
     witness = Witness(backbone, y_f, y_b, size, params.seed, latents[:PICTURES], kept[:PICTURES], seeds,
                       scratch / f"{stamp}-pictures")  # fmt: skip
-    if engine.is_main_process:
-        witness.look(0)
-    unet, loss_of = trainable_unet(backbone), distillation_loss(latents, kept, y_f, y_b, backbone)
-    history = tune(unet, len(items), loss_of, params, scratch, stamp, engine, witness)
+    unet, drawn = trainable_unet(backbone), Times(p.t_share, p.t_low, p.t_high)
+    loss_of = distillation_loss(latents, kept, y_f, y_b, backbone, drawn=drawn)
+
+    def train() -> tuple:
+        engine = training.accelerator(settings.device, p.precision)
+        return engine, tune(unet, len(items), loss_of, params, scratch, stamp, engine, witness)
+
+    if (processes := training.cores(settings, recipe_of(p))) > 1:
+        training.on_cores(processes, train)
+    engine, history = train()
     if not engine.is_main_process:
         return
     with store.fresh_folder(args.out) as aside:

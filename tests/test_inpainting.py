@@ -13,6 +13,7 @@ from maskmill import training
 from maskmill.diffusion.backbone import Backbone, Condition
 from maskmill.diffusion.inpainting import (
     RULE,
+    Times,
     background_region,
     between_concepts,
     distillation_loss,
@@ -309,6 +310,22 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(tiny_model, tmp_path, 
     resumed, _ = fitted(tiny_model, tmp_path / "b", 4)
     a, b = state(whole), state(resumed)
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_times_are_drawn_from_the_middle_with_their_share_and_else_from_all():
+    rng = np.random.default_rng(0)
+    t = np.array([Times(0.75, 380, 850).draw(rng, 1000) for _ in range(4000)])
+    assert t.min() < 40 and t.max() > 960
+    assert np.mean((t >= 380) & (t < 850)) == pytest.approx(0.75 + 0.25 * 0.47, abs=0.02)
+    one, other = np.random.default_rng(3), np.random.default_rng(3)
+    assert [Times().draw(one, 1000) for _ in range(9)] == [int(other.integers(1000)) for _ in range(9)]
+
+
+@pytest.mark.parametrize("times", [Times(0.5, 900, 900), Times(0.5, 0, 1001), Times(0.5, 950, 100)])
+def test_a_range_of_times_that_is_none_is_refused(times):
+    concept = Condition(torch.zeros(1, 5, 7))
+    with pytest.raises(UserError, match="distill_inpaint.t_low, t_high: expected 0 <= t_low < t_high <= 1000"):
+        distillation_loss(torch.zeros(1, 4, 16, 16), blob()[None], concept, concept, fake_backbone(), drawn=times)
 
 
 def test_a_batch_in_parts_draws_what_it_would_as_a_whole():

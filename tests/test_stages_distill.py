@@ -298,6 +298,20 @@ def test_parameters_and_masks_reach_the_training(attended, tuned, tmp_path):
     assert len(set(seen)) == len(seen)
 
 
+def test_on_two_cores_fine_tuning_leaves_the_same_files(attended, tmp_path):
+    place = copy_of(attended, tmp_path)
+    halves = ["--distill_inpaint.accumulate", "2", "--distill_inpaint.steps", "3", "--distill_inpaint.log_every", "1"]
+    for cores in "12":
+        got = run_stage("distill_inpaint", *halves, "--out", f"unet{cores}", "--metrics", f"metrics{cores}", cwd=place,
+                        env={"MASKMILL_WORKERS": cores})  # fmt: skip
+        assert got.code == 0, got.err
+    assert files(place / "unet1") == files(place / "unet2")
+    assert files(place / "metrics1") == files(place / "metrics2")
+    broken = run_stage("distill_inpaint", *halves[:4], "--distill_inpaint.lr", "1e30", "--out", "deep/out", cwd=place,
+                       env={"MASKMILL_WORKERS": "2"})  # fmt: skip
+    assert_refused(broken, "the loss is ", absent=place / "deep/out")
+
+
 def test_pictures_are_drawn_about_every_quarter_and_at_the_end():
     assert [s for s in range(100, 2001, 100) if due(s, 100, 2000)] == [500, 1000, 1500, 2000]
     assert [s for s in (400, 800, 1000) if due(s, 400, 1000)] == [400, 800, 1000]
@@ -308,7 +322,8 @@ def test_pictures_are_drawn_about_every_quarter_and_at_the_end():
     ("options", "said"),
     [(["--images", "none"], "none/index.csv: "), (["--masks", "none"], "none/masks/s1-00000.png: expected a readable"),
      (["--distill_inpaint.batch", "9"], "index.csv: expected at least 9 pictures, a batch (distill_inpaint.batch)"),
-     (["--distill_inpaint.accumulate", "3"], "batch 2: expected a multiple of processes x accumulate, 1 x 3"),
+     (["--distill_inpaint.accumulate", "3"], "batch 2: expected equal parts for equal processes, got 3 parts"),
+     (["--distill_inpaint.t_low", "900", "--distill_inpaint.t_high", "900"], "t_low, t_high: expected 0 <= t_low < t_hi"),
      (["--distill_inpaint.lr", "1e30"], "of 6: the loss is "), (["--masks", "small"], "expected a mask of the p"),
      (["--distill.background", 30 * "no "], "expected a prompt of at most 24 tokens"),
      (["--generate.size", "66"], "generate.size: expected a multiple of 4")],

@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,7 +288,7 @@ def test_a_loss_that_is_not_finite_names_step_rate_and_checkpoint(tmp_path, valu
 
 @pytest.mark.parametrize(("batch", "accumulate"), [(4, 3), (2, 4)])
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, batch, accumulate):
-    said = f"batch {batch}: expected a multiple of processes x accumulate, 1 x {accumulate}"
+    said = rf"batch {batch}: expected equal parts for equal processes, got {accumulate} parts \(accumulate\) for 1"
     with pytest.raises(UserError, match=said):
         fit(tmp_path, small(), replace(RECIPE, batch=batch, accumulate=accumulate))
 
@@ -336,7 +337,68 @@ def test_two_processes_train_what_one_does(tmp_path):
         assert [len(share) for share in shares] == [2, 2]
         assert sorted(sum(shares, [])) == sorted(training.rows_of(3, step, 4, COUNT))
     for two in both:
-        assert two["refused"].endswith("processes x accumulate, 2 x 1")
+        assert two["refused"].endswith("got 2 parts (accumulate) for 2")
         assert [row["loss"] for row in two["history"]] == pytest.approx([row["loss"] for row in history], rel=1e-5)
         for name, value in one.state_dict().items():
             torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-6)
+
+
+def two_on_cores(folder: Path, damage: str) -> None:
+    """Trains in two forked processes and then goes on from what they left, as a stage does; or says what stopped it."""
+    torch.set_num_threads(1)
+    model, calls = small(norm=False), []
+
+    def loss_of(model, rows, generator):
+        calls.append(rows.tolist())
+        if damage == "error" and len(calls) == 3:
+            raise UserError("rows: expected better ones")
+        if damage == "death" and len(calls) == 3:
+            os.kill(os.getpid(), 9)
+        return noisy_loss(model, rows, generator)
+
+    def train() -> training.History:
+        return fit(folder, model, replace(RECIPE, accumulate=2), loss_of)
+
+    try:
+        training.on_cores(2, train)
+        state = {"history": train(), "model": model.state_dict(), "calls": len(calls)}
+    except UserError as error:
+        state = {"refused": str(error)}
+    torch.save(state, folder / "state.pt")
+
+
+def run_on_cores(folder: Path, damage: str = "") -> dict:
+    folder.mkdir()
+    process = server().Process(target=two_on_cores, args=(folder, damage))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def test_two_cores_train_what_one_does_to_the_bit(tmp_path):
+    two, one = run_on_cores(tmp_path / "two"), small(norm=False)
+    history = fit(tmp_path / "one", one, replace(RECIPE, accumulate=2))
+    assert two["calls"] == 0  # the last ``fit`` only takes over the finished run
+    assert two["history"] == history
+    assert all(torch.equal(two["model"][name], value) for name, value in one.state_dict().items())
+    other = small(norm=False)
+    fit(tmp_path / "whole", other)
+    assert not same(one, other)  # parts draw their own noise
+
+
+@pytest.mark.parametrize(("damage", "said"), [("error", "rows: expected better ones"), ("death", "one died")])
+def test_what_stops_training_on_two_cores_is_one_line(tmp_path, damage, said):
+    refused = run_on_cores(tmp_path / damage, damage)["refused"]
+    assert said in refused and "\n" not in refused
+
+
+def test_two_cores_are_used_for_two_parts_on_a_cpu_without_a_launcher(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    halves, cpu = replace(RECIPE, accumulate=2), SimpleNamespace(device="cpu", workers=2)
+    assert training.cores(cpu, halves) == (2 if sys.platform.startswith("linux") else 1)
+    assert training.cores(cpu, RECIPE) == training.cores(cpu, replace(RECIPE, accumulate=4)) == 1
+    assert training.cores(SimpleNamespace(device="cpu", workers=1), halves) == 1
+    assert training.cores(SimpleNamespace(device="cuda", workers=2), halves) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert training.cores(cpu, halves) == 1

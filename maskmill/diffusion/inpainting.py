@@ -56,6 +56,27 @@ class Rectangles:
 RULE = Rectangles()
 
 
+@dataclass(frozen=True)
+class Times:
+    """How the time t of a sample is drawn: with odds ``share`` from low..high - 1, else from all times, each evenly.
+
+    The paper draws from all (``share`` 0). What a picture shows is decided in the middle of the diffusion time, so a
+    short fine-tuning learns more from there.
+    """
+
+    share: float = 0.0
+    low: int = 0
+    high: int = 1000
+
+    def draw(self, rng: np.random.Generator, times: int) -> int:
+        """t in 0..times-1; with ``share`` 0 one number is drawn from ``rng``."""
+        inside = self.share > 0 and rng.random() < self.share
+        return int(rng.integers(self.low, self.high)) if inside else int(rng.integers(times))
+
+
+EVEN = Times()
+
+
 def background_region(preliminary: np.ndarray, rng: np.random.Generator, rule: Rectangles = RULE) -> np.ndarray:
     """R: the cells of a random rectangle that are not object, (h, w) bool.
 
@@ -92,10 +113,12 @@ class Draw:
     noise: np.ndarray
 
 
-def draw(preliminary: np.ndarray, channels: int, times: int, seed: int, rule: Rectangles) -> Draw:
-    """One sample's random numbers, from its own generator: t even in 0..times-1, y_f or y_b with equal odds."""
+def draw(
+    preliminary: np.ndarray, channels: int, times: int, seed: int, rule: Rectangles, drawn: Times = EVEN
+) -> Draw:
+    """One sample's random numbers, from its own generator: t as ``drawn`` says, y_f or y_b with equal odds."""
     rng = np.random.default_rng(seed)
-    t, is_object = int(rng.integers(times)), bool(rng.random() < 0.5)
+    t, is_object = drawn.draw(rng, times), bool(rng.random() < 0.5)
     noise = rng.standard_normal((channels, *preliminary.shape), dtype=np.float32)
     region = np.ones(preliminary.shape, bool) if is_object else background_region(preliminary, rng, rule)
     return Draw(t, is_object, region, noise)
@@ -123,6 +146,7 @@ def distillation_loss(
     background_concept: Condition,
     backbone: Backbone,
     rule: Rectangles = RULE,
+    drawn: Times = EVEN,
 ) -> Callable[[nn.Module, np.ndarray, torch.Generator], Tensor]:
     """The loss of ``maskmill.training.fit`` for fine-tuning the U-Net.
 
@@ -134,6 +158,7 @@ def distillation_loss(
         masks: M_pre, (n, h, w) bool.
         object_concept, background_concept: y_f and y_b, one row each.
         backbone: gives the noise schedule and what the model predicts, the noise or v; its U-Net is not touched.
+        drawn: how times are drawn.
 
     Returns:
         (U-Net, rows, generator) -> loss, a scalar.
@@ -144,6 +169,9 @@ def distillation_loss(
     if masks.shape != (len(latents), *latents.shape[2:]) or masks.dtype != bool:
         raise UserError(f"preliminary masks: expected bool of {(len(latents), *latents.shape[2:])}, as the latents "
                         f"are, got {masks.dtype} of {masks.shape}")  # fmt: skip
+    if not 0 <= drawn.low < drawn.high <= len(backbone.abar):
+        raise UserError(f"distill_inpaint.t_low, t_high: expected 0 <= t_low < t_high <= {len(backbone.abar)}, got "
+                        f"{drawn.low} and {drawn.high}")  # fmt: skip
     # Row 0 is y_b, row 1 is y_f. The copy is outside of the text encoder's inference mode, which autograd refuses.
     both = concatenate(background_concept, object_concept)
     texts = {key: value.float().cpu() for key, value in {"": both.embeds, **(both.added or {})}.items()}
@@ -151,7 +179,7 @@ def distillation_loss(
 
     def loss_of(unet: nn.Module, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         seeds = torch.randint(2**62, (len(rows),), generator=generator).tolist()
-        draws = [draw(masks[row], latents.shape[1], len(abar), seed, rule)
+        draws = [draw(masks[row], latents.shape[1], len(abar), seed, rule, drawn)
                  for row, seed in zip(rows, seeds, strict=True)]  # fmt: skip
         device = next(unet.parameters()).device
         z = latents[torch.from_numpy(np.asarray(rows))].float().to(device)  # (B, C, h, w)
