@@ -3,16 +3,14 @@
 Devices, processes and mixed precision are ``accelerate``'s: the same script runs alone on a CPU and under ``accelerate
 launch`` on many GPUs. What belongs to this project is that a step's rows and its random numbers depend on the seed and
 the step alone, so that a run that was killed and resumed ends, on a CPU, with the weights of an undisturbed one. A
-batch is made of parts that are the same whichever process computes them, so two parts on two cores (``on_cores``) give,
-to the bit, what one core gives.
+batch is made of parts that are the same whichever process computes them, so two parts on two cores
+(``maskmill.workers.train_together``) give, to the bit, what one core gives.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,12 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator, debug_launcher
+from accelerate import Accelerator
 from torch import nn
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from maskmill.cli import Runtime, die_with_parent
 from maskmill.errors import UserError
 
 CHECKPOINT_SECONDS = 60.0
@@ -82,41 +78,6 @@ def accelerator(device: str, precision: str) -> Accelerator:
     found = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else MIXED[precision])
     torch.set_num_threads(threads)  # of several processes accelerate would give each a thread per core
     return found
-
-
-def cores(settings: Runtime, recipe: Recipe) -> int:
-    """How many processes ``on_cores`` is worth: two on a CPU of two cores for a batch in two parts, else one.
-
-    No more than two, because gradients of two are summed in one order only; and none beside a launcher's.
-    """
-    alone = settings.device == "cpu" and "WORLD_SIZE" not in os.environ and sys.platform.startswith("linux")
-    return 2 if alone and settings.workers > 1 and recipe.accumulate == 2 else 1
-
-
-def on_cores(processes: int, train: Callable[[], Any]) -> None:
-    """Run ``train``, which calls ``fit`` with an accelerator of its own, in forked processes of one thread each that
-    share the batches. What they leave is the finished run's checkpoint: ``fit`` in this process then ends at once.
-
-    Raises:
-        UserError: what ``train`` raised; or a process died.
-    """
-
-    def share() -> None:
-        die_with_parent(always=True)
-        torch.set_num_threads(1)
-        train()
-
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of every process that it ends
-    try:
-        debug_launcher(share, num_processes=processes)  # accelerate's only launcher of CPU processes inside a program
-    except ProcessRaisedException as error:
-        _, ours, said = str(error).rstrip().rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
-        if not ours:
-            raise
-        raise UserError(said) from None
-    except ProcessExitedException as error:
-        raise UserError(f"expected training processes that live, one died ({error}); run this again: it goes on at the "
-                        "last checkpoint. MASKMILL_WORKERS=1 takes a single one") from None  # fmt: skip
 
 
 @dataclass

@@ -8,6 +8,7 @@ model in batches of one size; on a GPU that size is found.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from maskmill.cli import die_with_parent
+from maskmill.cli import Runtime, die_with_parent
 from maskmill.errors import UserError
 
 T = TypeVar("T")
@@ -201,3 +202,47 @@ def _made(make: Callable, arguments: Sequence[Any], place: str) -> Callable[[Any
     _place = place
     pin(place)
     return make(*arguments, place)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def trainers(settings: Runtime, parts: int) -> int:
+    """How many processes shall train together: two on a CPU of two cores for batches in two parts, else one.
+
+    No more than two, because the gradients of two are summed in one order only; and none beside a launcher's.
+
+    Args:
+        parts: of a batch, ``maskmill.training.Recipe.accumulate``.
+    """
+    alone = settings.device == "cpu" and "WORLD_SIZE" not in os.environ and sys.platform.startswith("linux")
+    return 2 if alone and settings.workers > 1 and parts == 2 else 1
+
+
+def train_together(processes: int, train: Callable[[], Any]) -> None:
+    """Run ``train``, which calls ``maskmill.training.fit`` with an accelerator of its own, in forked processes of one
+    thread each that share the batches. They leave the finished run's checkpoint: ``fit`` in this process, which must
+    not have asked for an accelerator before, then ends at once.
+
+    Raises:
+        UserError: what ``train`` raised; or a process died.
+    """
+    from accelerate import debug_launcher  # accelerate's only launcher of CPU processes from within a program
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+    def share() -> None:
+        die_with_parent(always=True)
+        pin("cpu")
+        train()
+
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of every process that it ends
+    try:
+        debug_launcher(share, num_processes=processes)
+    except ProcessRaisedException as error:
+        _, ours, said = str(error).rstrip().rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
+        if not ours:
+            raise
+        raise UserError(said) from None
+    except ProcessExitedException as error:
+        raise UserError(f"expected training processes that live, one died ({error}); run this again: it goes on at the "
+                        "last checkpoint. MASKMILL_WORKERS=1 takes a single one") from None  # fmt: skip

@@ -201,8 +201,8 @@ def main() -> None:
         engine = training.accelerator(settings.device, p.precision)
         return engine, tune(unet, len(items), loss_of, params, scratch, stamp, engine, witness)
 
-    if (processes := training.cores(settings, recipe_of(p))) > 1:
-        training.on_cores(processes, train)
+    if (processes := workers.trainers(settings, p.accumulate)) > 1:
+        workers.train_together(processes, train)
     engine, history = train()
     if not engine.is_main_process:
         return

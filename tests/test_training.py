@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskmill import training
+from maskmill import training, workers
 from maskmill.errors import UserError
 from maskmill.training import Recipe
 from tests.running import server
@@ -360,7 +360,7 @@ def two_on_cores(folder: Path, damage: str) -> None:
         return fit(folder, model, replace(RECIPE, accumulate=2), loss_of)
 
     try:
-        training.on_cores(2, train)
+        workers.train_together(2, train)
         state = {"history": train(), "model": model.state_dict(), "calls": len(calls)}
     except UserError as error:
         state = {"refused": str(error)}
@@ -391,14 +391,3 @@ def test_two_cores_train_what_one_does_to_the_bit(tmp_path):
 def test_what_stops_training_on_two_cores_is_one_line(tmp_path, damage, said):
     refused = run_on_cores(tmp_path / damage, damage)["refused"]
     assert said in refused and "\n" not in refused
-
-
-def test_two_cores_are_used_for_two_parts_on_a_cpu_without_a_launcher(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    halves, cpu = replace(RECIPE, accumulate=2), SimpleNamespace(device="cpu", workers=2)
-    assert training.cores(cpu, halves) == (2 if sys.platform.startswith("linux") else 1)
-    assert training.cores(cpu, RECIPE) == training.cores(cpu, replace(RECIPE, accumulate=4)) == 1
-    assert training.cores(SimpleNamespace(device="cpu", workers=1), halves) == 1
-    assert training.cores(SimpleNamespace(device="cuda", workers=2), halves) == 1
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert training.cores(cpu, halves) == 1

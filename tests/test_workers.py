@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from maskmill import workers
+from maskmill.cli import Runtime
 from maskmill.errors import UserError
 
 JOBS = list(range(7))
@@ -262,3 +264,16 @@ def test_a_cpu_computes_with_one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     workers.pin("cpu")
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_for_two_parts_on_a_cpu_without_a_launcher(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    cpu = Runtime("cpu", 8, 2)
+    assert workers.trainers(cpu, 2) == (2 if sys.platform.startswith("linux") else 1)
+    assert workers.trainers(cpu, 1) == workers.trainers(cpu, 4) == workers.trainers(Runtime("cpu", 8, 1), 2) == 1
+    assert workers.trainers(Runtime("cuda", 8, 2), 2) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert workers.trainers(cpu, 2) == 1
