@@ -233,6 +233,7 @@ def train_together(processes: int, train: Callable[[], Any]) -> None:
     def share() -> None:
         die_with_parent(always=True)
         pin("cpu")
+        os.environ["OMP_NUM_THREADS"] = "1"  # or accelerate warns that it chooses another number
         train()
 
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of every process that it ends
