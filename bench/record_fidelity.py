@@ -2,14 +2,15 @@
 
     python bench/record_fidelity.py                                   # 20 pictures of the miniature: 1 to 2 minutes
     python bench/record_fidelity.py --anchors 4 --columns-rows 8      # how coarse a record may be: 4 x 4 columns
-    python bench/record_fidelity.py --images data/world --size 256 --batch 1 --count 20  # trained attention at 64x64
+    python bench/record_fidelity.py --images data/world_single --model data/mini --profile sd14 --size 256 --batch 1
     python bench/record_fidelity.py --model scratch/random-sd1 --profile sd14 --count 1 --steps 2 --batch 1
 
-Generates every picture twice from the same prompt and noise, or inverts those of --images twice. Once as the stage does, with the record that it stores
-(float16, A_s as eight neighbours and pooled columns of anchors, A_c in bins of the time). Once with every softmax
-matrix made in full, in every layer and step, and averaged as the paper writes: A_c over the steps (those below
-attentioncut.t_max), A_s over heads, layers of a resolution and steps (DiffusionSeg 3.2). Both go through the same cut
-of the same picture; the exact A_s has a column for every pixel, where the record has anchors.
+Makes every picture's attention twice, by generating it from the same prompt and noise or, with --images, by inverting
+it. Once as the stages do, with the record that they store (float16, A_s as eight neighbours and pooled columns of
+anchors, A_c in bins of the time). Once with every softmax matrix made in full, in every layer and step, and averaged as
+the paper writes: A_c over the steps (those below attentioncut.t_max), A_s over heads, layers of a resolution and steps
+(DiffusionSeg 3.2). Both go through the same cut of the same picture; the exact A_s has a column for every pixel, where
+the record has anchors.
 
 Prints JSON with the mean and the worst IoU of the two masks; exit code 1 if the mean is below 0.98. Beside it two
 controls. "whole_boundary": the same with all of the boundary as seeds; drawn seeds change altogether where rounding
@@ -17,7 +18,8 @@ adds a single pixel to the boundary. "redrawn": two cuts from the exact matrices
 itself leaves to chance. "values": the largest difference of A_s between neighbours, in even shares.
 
 The last command is SD-1.4's size (bench/make_sd_folder.py makes the folder): about 10 GB of memory, minutes on a CPU.
-With random weights attention has no object and masks are specks: compare its IoU with "redrawn", not with 1.
+With random weights attention has no object and masks are specks: compare its IoU with "redrawn", not with 1. The
+command before it has trained attention on SD's grid of 64x64: the miniature's on scenes at four times their size.
 """
 
 from __future__ import annotations

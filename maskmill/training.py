@@ -249,7 +249,7 @@ def _generator(seed: int, step: int, part: int) -> torch.Generator:
 
 
 def _step(model, loss_of, parts: list[tuple[int, np.ndarray]], key: tuple[int, int], accelerator: Accelerator) -> float:
-    """Gradients of one batch, of whose equal ``parts`` these are this process's; -> its mean loss over all processes."""
+    """Gradients of one batch, of whose equal parts these are this process's; -> its mean loss over all of them."""
     total = torch.zeros((), device=accelerator.device)
     for part, rows in parts:
         with nullcontext() if part == parts[-1][0] else accelerator.no_sync(model):

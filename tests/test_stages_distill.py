@@ -323,7 +323,7 @@ def test_pictures_are_drawn_about_every_quarter_and_at_the_end():
     [(["--images", "none"], "none/index.csv: "), (["--masks", "none"], "none/masks/s1-00000.png: expected a readable"),
      (["--distill_inpaint.batch", "9"], "index.csv: expected at least 9 pictures, a batch (distill_inpaint.batch)"),
      (["--distill_inpaint.accumulate", "3"], "batch 2: expected equal parts for equal processes, got 3 parts"),
-     (["--distill_inpaint.t_low", "900", "--distill_inpaint.t_high", "900"], "t_low, t_high: expected 0 <= t_low < t_hi"),
+     (["--distill_inpaint.t_low", "900", "--distill_inpaint.t_high", "900"], "t_low, t_high: expected 0 <= t_low"),
      (["--distill_inpaint.lr", "1e30"], "of 6: the loss is "), (["--masks", "small"], "expected a mask of the p"),
      (["--distill.background", 30 * "no "], "expected a prompt of at most 24 tokens"),
      (["--generate.size", "66"], "generate.size: expected a multiple of 4")],
