@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import huggingface_hub.constants
 import pytest
 
 from maskmill.errors import UserError
@@ -27,7 +28,7 @@ def test_every_pattern_has_its_own_option():
 
 
 def test_a_tokenizer_that_is_not_at_hand_says_how_to_get_the_model(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable was read at the import
     with pytest.raises(UserError) as caught:
         load_tokenizer("nobody/no-such-model", "abc")
     assert download_model("nobody/no-such-model", "abc") in str(caught.value) and "\n" not in str(caught.value)

@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_the_rate(place):
      (["--images", "other"], "other: expected at least one pair to train on, got none"),
      (["--images", "other", *NET], "other/images/none.png: expected an image"),
      (["--images", "other", "--masks", "own", *NET], "other/index.csv: x: expected a mask of the set's own, got none"),
-     (["--train_decoder.accumulate", "3"], "batch 4: expected a multiple of processes x accumulate, 1 x 3"),
+     (["--train_decoder.accumulate", "3"], "batch 4: expected equal parts for equal processes, got 3 parts"),
      (["--train_decoder.kernel", "2"], "--train_decoder.kernel: expected one of 1, 3"),
      ([*NET, "--train_decoder.encoder", "resnet0"], "encoder 'resnet0' of unet: cannot be built"),
      ([*NET, "--train_decoder.model", "deeplabv3", "--train_decoder.size", "20"], "train_decoder.size: expected a")],
