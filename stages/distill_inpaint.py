@@ -7,7 +7,7 @@ Outputs:  <out>: the fine-tuned U-Net alone (config.json, safetensors); text enc
           object (y_f), of backgrounds (y_b) and training pictures with the object painted over
 Command:  python stages/distill_inpaint.py --images data/concepts/bird/train --masks data/distill/bird/preliminary
           LAUNCH="accelerate launch --multi_gpu" dvc repro distill_inpaint
-Time:     about 0.3 s a step of 8 pictures for the miniature on two cores, which share a batch of two parts
+Time:     about 0.4 s a step of 8 pictures for the miniature on two cores, which share a batch of two parts
           (distill_inpaint.accumulate); killed, it goes on at the last checkpoint, of which there is one a minute
 Expect:   a loss that falls little (it is the model's own noise loss), and backgrounds that lose the object
 """
