@@ -402,8 +402,8 @@ class DistillInpaint:
     decay_share: Share
     ema: Annotated[float, Limits(0, 0.99999)]
     t_share: Share
-    t_low: Whole
-    t_high: Count
+    t_low: Timestep
+    t_high: Timestep
     precision: Literal["float32", "float16", "bfloat16"]
     log_every: Count
 
@@ -599,7 +599,7 @@ class Params:
     tables: Tables
 
 
-RANGES = (("pretrain.unet.t_low", "pretrain.unet.t_high"),)  # the first must be below the second
+RANGES = tuple((f"{part}.t_low", f"{part}.t_high") for part in ("pretrain.unet", "distill_inpaint"))  # low below high
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -169,9 +169,6 @@ def distillation_loss(
     if masks.shape != (len(latents), *latents.shape[2:]) or masks.dtype != bool:
         raise UserError(f"preliminary masks: expected bool of {(len(latents), *latents.shape[2:])}, as the latents "
                         f"are, got {masks.dtype} of {masks.shape}")  # fmt: skip
-    if not 0 <= drawn.low < drawn.high <= len(backbone.abar):
-        raise UserError(f"distill_inpaint.t_low, t_high: expected 0 <= t_low < t_high <= {len(backbone.abar)}, got "
-                        f"{drawn.low} and {drawn.high}")  # fmt: skip
     # Row 0 is y_b, row 1 is y_f. The copy is outside of the text encoder's inference mode, which autograd refuses.
     both = concatenate(background_concept, object_concept)
     texts = {key: value.float().cpu() for key, value in {"": both.embeds, **(both.added or {})}.items()}
