@@ -17,7 +17,7 @@ repro: .venv/installed
 	@echo "pictures: metrics/grids/*.png   curves: metrics/plots/*.png   all in one page: dvc plots show"
 
 test: .venv/tested
-	$(IN_VENV) python -m pytest
+	$(IN_VENV) python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 plan: .venv/installed
 	@$(IN_VENV) python -m maskmill.plan $(if $(PROFILE),--profile $(PROFILE)) $(TARGETS)
