@@ -12,10 +12,11 @@ the paper writes: A_c over the steps (those below attentioncut.t_max), A_s over 
 (DiffusionSeg 3.2). Both go through the same cut of the same picture; the exact A_s has a column for every pixel, where
 the record has anchors.
 
-Prints JSON with the mean and the worst IoU of the two masks; exit code 1 if the mean is below 0.98. Beside it two
-controls. "whole_boundary": the same with all of the boundary as seeds; drawn seeds change altogether where rounding
-adds a single pixel to the boundary. "redrawn": two cuts from the exact matrices, with other seeds drawn: what the cut
-itself leaves to chance. "values": the largest difference of A_s between neighbours, in even shares.
+Prints JSON with the mean and the worst IoU of the two masks; exit code 1 if the mean is below 0.98. Beside it three
+controls. "same_shape": the record against exact matrices brought to its shape, 1 where all that it loses is lost to its
+rows and anchors. "whole_boundary": as at first, with all of the boundary as seeds; drawn seeds change altogether where
+rounding adds a single pixel to the boundary. "redrawn": two cuts from the exact matrices, with other seeds drawn: what
+the cut itself leaves to chance. "values": the largest difference of A_s between neighbours, in even shares.
 
 The last command is SD-1.4's size (bench/make_sd_folder.py makes the folder): about 10 GB of memory, minutes on a CPU.
 With random weights attention has no object and masks are specks: compare its IoU with "redrawn", not with 1. The
@@ -45,6 +46,7 @@ from maskmill.cli import progress, runtime
 from maskmill.datasets.table import item_rng, read_image, read_table
 from maskmill.diffusion import passes
 from maskmill.diffusion.backbone import Backbone
+from maskmill.diffusion.capture import anchor_positions, pool_rows
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.masks.attentioncut import OFFSETS, CutParams, attention_cut
 from maskmill.prompts import Row, check_context, read_csv, word_span
@@ -152,6 +154,16 @@ def near(matrix: np.ndarray, side: int) -> np.ndarray:
     return out
 
 
+def shaped(record: dict[str, np.ndarray], shape: passes.RecordShape) -> dict[str, np.ndarray]:
+    """An exact "record" with A_s as a record of that shape has it: its anchors' columns, over pooled rows."""
+    found = dict(record)
+    for key in [k for k in record if k.startswith("columns_")]:
+        side = int(key.rpartition("_")[2])
+        columns = torch.from_numpy(record[key])[None, :, anchor_positions(side, side, shape.anchors)]
+        found[key] = pool_rows(columns, (side, side), shape.columns_rows)[0].contiguous().numpy()
+    return found
+
+
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     """Of two boolean masks; 1 where both are empty."""
     union = np.count_nonzero(a | b)
@@ -227,8 +239,8 @@ def compare(
     captures = {"record": passes.open_capture(backbone, shape),
                 "exact": ExactAttention(backbone.unet, p.attentioncut.t_max)}  # fmt: skip
     whole = replace(settings, seeds=g.size**2)
-    found: dict[str, list[float]] = {"iou": [], "whole": [], "redrawn": [], "soft": [], "picture": [], "area": [],
-                                     "values": []}  # fmt: skip
+    names = ("iou", "same", "whole", "redrawn", "soft", "picture", "area", "values")
+    found: dict[str, list[float]] = {name: [] for name in names}
     seconds: dict[str, float] = {}
     with progress(None, "fidelity", total=len(samples), unit="picture") as bar:
         for start in range(0, len(samples), batch):
@@ -241,10 +253,11 @@ def compare(
                 image = made["record"][0][i]
                 record, exact = (made[name][1][i] for name in captures)
 
-                rngs = [item_rng(p.seed + k, row.sample_id) for k in (0, 0, 0, 0, 1)]
-                ways = [(record, settings), (exact, settings), (record, whole), (exact, whole), (exact, settings)]
+                rngs = [item_rng(p.seed + k, row.sample_id) for k in (0, 0, 0, 0, 1, 0)]
+                ways = [(record, settings), (exact, settings), (record, whole), (exact, whole), (exact, settings),
+                        (shaped(exact, shape), settings)]  # fmt: skip
                 cuts = [attention_cut(x, image, how, rng, layers) for (x, how), rng in zip(ways, rngs, strict=True)]
-                for name, a, b in (("iou", 0, 1), ("whole", 2, 3), ("redrawn", 1, 4)):
+                for name, a, b in (("iou", 0, 1), ("same", 0, 5), ("whole", 2, 3), ("redrawn", 1, 4)):
                     found[name].append(iou(cuts[a].mask, cuts[b].mask))
                 apart = [float(np.abs(record[k] - exact[k]).max()) for k in record if k.startswith("near")]
                 found["values"].append(max(apart))
@@ -255,6 +268,7 @@ def compare(
     return {
         "iou_mean": round(float(np.mean(found["iou"])), 4), "iou_worst": round(min(found["iou"]), 4),
         "iou": [round(x, 4) for x in found["iou"]],
+        "same_shape": {"mean": round(float(np.mean(found["same"])), 4), "worst": round(min(found["same"]), 4)},
         "whole_boundary": {"mean": round(float(np.mean(found["whole"])), 4), "worst": round(min(found["whole"]), 4)},
         "redrawn": {"mean": round(float(np.mean(found["redrawn"])), 4), "worst": round(min(found["redrawn"]), 4)},
         "values": round(max(found["values"]), 5),
