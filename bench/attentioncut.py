@@ -46,16 +46,14 @@ def record_of(mask: np.ndarray, resolutions: dict[int, tuple[int, int]], rng: np
         noise = rng.gamma(4, 0.25, (BINS, layers, r, r))
         record[f"cross_{r}"] = ((0.3 + 3 * soft) * noise).astype(np.float16)
         soft = np.minimum(1, 6 * soft)  # what the object touches attends to it, as seeds on a blurred outline need
-        m, g = min(r, 32), min(r, 16)
-        rows = np.stack(np.mgrid[0:m, 0:m], -1).reshape(-1, 2) / m  # (m*m, 2)
-        line = (2 * np.arange(g) + 1) * r // (2 * g)
-        anchors = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)  # (g*g, 2)
-        of_rows, of_anchors = resize(soft, (m, m)).ravel(), soft[anchors[:, 0], anchors[:, 1]]
-        columns = likeness(of_rows, rows, of_anchors, anchors / r)  # (m*m, g*g)
-        total = columns.mean(1)
-        record[f"columns_{r}"] = (columns / total[:, None]).astype(np.float16)
+        c = min(r, 32)
+        cells, in_cells = np.stack(np.mgrid[0:c, 0:c], -1).reshape(-1, 2) / c, resize(soft, (c, c)).ravel()  # (c*c, ..)
+        matrix = likeness(in_cells, cells, in_cells, cells)  # (c*c, c*c)
+        total = matrix.mean(1)
+        matrix = matrix / total[:, None]
+        record[f"pairs_{r}"] = ((matrix + matrix.T) / 2)[np.triu_indices(c * c)].astype(np.float16)
         grid = np.stack(np.mgrid[0:r, 0:r], -1).reshape(-1, 2)  # (r*r, 2)
-        per_point = resize(total.reshape(m, m), (r, r)).ravel()
+        per_point = resize(total.reshape(c, c), (r, r)).ravel()
         near = np.zeros((8, r * r), np.float32)
         for o, offset in enumerate(OFFSETS):
             q = grid + offset

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskmill.diffusion.capture import AttentionCapture, word_weights
 
 TOKENS = 77
-RECORD = (16, 32)  # rows and anchors of the kept self-attention, as profiles/sd14.yaml has them
+CELLS = 32  # longest side of the grid of cells of A_s, generate.cells
 SD14 = {
     "sample_size": 64,
     "block_out_channels": (320, 640, 1280, 1280),
@@ -103,7 +103,7 @@ def capturing(capture: AttentionCapture, batch: int) -> Iterator[None]:
 
 def variants_of(unet: UNet2DConditionModel, batch: int) -> dict[str, Callable]:
     """Context managers in which a step of the U-Net is the variant's."""
-    capture = AttentionCapture(unet, *RECORD)
+    capture = AttentionCapture(unet, CELLS)
     return {
         "plain": nullcontext,
         "capture": lambda: capturing(capture, batch),

@@ -91,7 +91,7 @@ def refinement(backbone: Backbone, size: int) -> Callable[[], object]:
 
 def rates(backbone: Backbone, g, batch: int, steps: int, repeats: int, matrix: float) -> dict[str, float]:
     """Both ways at one batch size."""
-    shape = passes.RecordShape(g.bins, g.columns_rows, g.anchors)
+    shape = passes.RecordShape(g.bins, g.cells)
     ways = {"with": generation(backbone, g, passes.open_capture(backbone, shape), batch, steps),
             "without": generation(backbone, g, NoRecord(), batch, steps)}  # fmt: skip
     took: dict[str, list[float]] = {name: [] for name in ways}

@@ -1,26 +1,26 @@
 """The attention record against exact matrices: the same AttentionCut from both, picture by picture.
 
     python bench/record_fidelity.py                                   # 20 pictures of the miniature: 1 to 2 minutes
-    python bench/record_fidelity.py --anchors 4 --columns-rows 8      # how coarse a record may be: 4 x 4 columns
-    python bench/record_fidelity.py --images data/world_single --model data/mini --profile sd14 --size 256 --batch 1
+    python bench/record_fidelity.py --cells 4                         # how coarse a record may be: 4 x 4 cells
+    python bench/record_fidelity.py --images data/world_single --size 256 --steps 4 --batch 1 \
+        --set attentioncut.r_percentile=95                            # 64x64 cells: 1 minute a picture
     python bench/record_fidelity.py --model scratch/random-sd1 --profile sd14 --count 1 --steps 2 --batch 1
 
 Makes every picture's attention twice, by generating it from the same prompt and noise or, with --images, by inverting
-it. Once as the stages do, with the record that they store (float16, A_s as eight neighbours and pooled columns of
-anchors, A_c in bins of the time). Once with every softmax matrix made in full, in every layer and step, and averaged as
+it. Once as the stages do, with the record that they store (float16, A_s as eight neighbours and between the cells of a
+grid, A_c in bins of the time). Once with every softmax matrix made in full, in every layer and step, and averaged as
 the paper writes: A_c over the steps (those below attentioncut.t_max), A_s over heads, layers of a resolution and steps
-(DiffusionSeg 3.2). Both go through the same cut of the same picture; the exact A_s has a column for every pixel, where
-the record has anchors.
+(DiffusionSeg 3.2). Both go through the same cut of the same picture; the exact A_s has a cell for every pixel.
 
 Prints JSON with the mean and the worst IoU of the two masks; exit code 1 if the mean is below 0.98. Beside it three
 controls. "same_shape": the record against exact matrices brought to its shape, 1 where all that it loses is lost to its
-rows and anchors. "whole_boundary": as at first, with all of the boundary as seeds; drawn seeds change altogether where
+cells. "whole_boundary": as at first, with all of the boundary as seeds; drawn seeds change altogether where
 rounding adds a single pixel to the boundary. "redrawn": two cuts from the exact matrices, with other seeds drawn: what
 the cut itself leaves to chance. "values": the largest difference of A_s between neighbours, in even shares.
 
-The last command is SD-1.4's size (bench/make_sd_folder.py makes the folder): about 10 GB of memory, minutes on a CPU.
-With random weights attention has no object and masks are specks: compare its IoU with "redrawn", not with 1. The
-command before it has trained attention on SD's grid of 64x64: the miniature's on scenes at four times their size.
+The third command is the miniature's trained attention on Stable Diffusion's grid of 64x64, on scenes at four times
+their size. The last is SD-1.4's size (bench/make_sd_folder.py makes the folder): about 10 GB of memory, minutes on a
+CPU. With random weights attention has no object and masks are specks: compare its IoU with "redrawn", not with 1.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -59,7 +60,8 @@ TIME = 1000  # steps of the diffusion time
 class ExactAttention:
     """Stands in for ``maskmill.diffusion.capture.AttentionCapture`` in ``maskmill.diffusion.passes``: the same begin
     and end, but every attention matrix is made. A "record" of it holds, in float32, ``cross_{r}`` (1, L_r, r, r) with
-    the mean over the steps in one bin, ``near_{r}`` (8, r, r) and ``columns_{r}`` (r * r, r * r), the whole A_s.
+    the mean over the steps in one bin, ``near_{r}`` (8, r, r) and ``pairs_{r}`` of all pixels; and
+    ``matrix_{r}`` (r * r, r * r), A_s as it is.
 
     Args:
         unet: with square layers and diffusers' own attention processors.
@@ -134,7 +136,7 @@ class ExactAttention:
                 continue
             side = key[1]
             for record, matrix in zip(records, (mean * side * side).cpu().numpy(), strict=True):  # (N, N)
-                record[f"columns_{side}"] = matrix
+                record[f"pairs_{side}"], record[f"matrix_{side}"] = symmetric(matrix), matrix
                 record[f"near_{side}"] = near(matrix, side)
         for side, maps in cross.items():
             for i, record in enumerate(records):
@@ -154,13 +156,18 @@ def near(matrix: np.ndarray, side: int) -> np.ndarray:
     return out
 
 
-def shaped(record: dict[str, np.ndarray], shape: passes.RecordShape) -> dict[str, np.ndarray]:
-    """An exact "record" with A_s as a record of that shape has it: its anchors' columns, over pooled rows."""
+def symmetric(matrix: np.ndarray) -> np.ndarray:
+    """(n, n) -> (n (n + 1) / 2,): the upper triangle of its mean with the transposed, row by row."""
+    return ((matrix + matrix.T) / 2)[np.triu_indices(len(matrix))]
+
+
+def shaped(record: dict[str, np.ndarray], cells: int) -> dict[str, np.ndarray]:
+    """An exact "record" with A_s between as many cells as a record of the stages has."""
     found = dict(record)
-    for key in [k for k in record if k.startswith("columns_")]:
+    for key in [k for k in record if k.startswith("matrix_")]:
         side = int(key.rpartition("_")[2])
-        columns = torch.from_numpy(record[key])[None, :, anchor_positions(side, side, shape.anchors)]
-        found[key] = pool_rows(columns, (side, side), shape.columns_rows)[0].contiguous().numpy()
+        columns = torch.from_numpy(record[key])[None, :, anchor_positions(side, side, cells)]
+        found[f"pairs_{side}"] = symmetric(pool_rows(columns, (side, side), cells)[0].numpy())
     return found
 
 
@@ -255,7 +262,7 @@ def compare(
 
                 rngs = [item_rng(p.seed + k, row.sample_id) for k in (0, 0, 0, 0, 1, 0)]
                 ways = [(record, settings), (exact, settings), (record, whole), (exact, whole), (exact, settings),
-                        (shaped(exact, shape), settings)]  # fmt: skip
+                        (shaped(exact, shape.cells), settings)]  # fmt: skip
                 cuts = [attention_cut(x, image, how, rng, layers) for (x, how), rng in zip(ways, rngs, strict=True)]
                 for name, a, b in (("iou", 0, 1), ("same", 0, 5), ("whole", 2, 3), ("redrawn", 1, 4)):
                     found[name].append(iou(cuts[a].mask, cuts[b].mask))
@@ -288,15 +295,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=0, help="side in pixels (default: generate.size)")
     parser.add_argument("--steps", type=int, default=0, help="(default: generate.steps)")
     parser.add_argument("--batch", type=int, default=4, help="pictures at once (default: %(default)s)")
-    for name, what in (("columns-rows", "rows"), ("anchors", "columns")):
-        parser.add_argument(f"--{name}", type=int, default=0,
-                            help=f"longest side of A_s's {what} in the record (default: generate.{name})")  # fmt: skip
+    parser.add_argument("--cells", type=int, default=0, help="longest side of A_s's cells (default: generate.cells)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other parameters, by their keys")
     parser.add_argument("--dtype", default="float32", help="(default: %(default)s)")
     args = parser.parse_args()
     if min(args.count, args.batch) < 1:
         raise UserError("--count, --batch: expected at least 1")
     patch = profiles.read(ROOT / "profiles" / f"{args.profile}.yaml") if args.profile else {}
     patch |= {"generate.size": args.size} if args.size else {}
+    patch |= {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in args.set)}
     text = profiles.patch((ROOT / "params.yaml").read_text(encoding="utf-8"), patch)
     p, settings = parameters.loads(text, args.profile or "params.yaml"), runtime()
     if settings.device == "cpu":
@@ -309,10 +316,10 @@ def main() -> None:
     else:
         samples = [(row, Path()) for row in chosen(args.prompts, args.count, backbone.tokenizer, g.negative)]
     make = (inversion if args.images else generation)(backbone, g, steps)
-    shape = passes.RecordShape(g.bins, args.columns_rows or g.columns_rows, args.anchors or g.anchors)
+    shape = passes.RecordShape(g.bins, args.cells or g.cells)
     report = {"model": args.model or p.model.id, "size": g.size, "steps": steps, "pictures": len(samples),
               "made": "inverted" if args.images else "generated"}  # fmt: skip
-    report |= {"record": vars(shape), **compare(backbone, samples, make, p, shape, args.batch)}
+    report |= {"record": vars(shape), "set": args.set, **compare(backbone, samples, make, p, shape, args.batch)}
     print(json.dumps(report, indent=1))
     if report["iou_mean"] < LEAST:
         sys.exit(1)

@@ -152,8 +152,7 @@ class Generate:
     filter: Share
     size: Annotated[int, Limits(low=16)]
     bins: Count
-    columns_rows: Count
-    anchors: Count
+    cells: Count
     features: bool
 
 
@@ -178,6 +177,7 @@ class AttentionCut:
     tau: Share
     seeds: Count
     beta: Weight
+    r_percentile: Annotated[float, Limits(above=0, high=100)]
     normalise: Literal["sum", "clip", "max"]
     midpoint: Annotated[float, Limits(0, 0.999)]
     eps: Annotated[float, Limits(above=0, high=0.499)]

@@ -54,7 +54,7 @@ class Work:
     ) -> None:  # fmt: skip
         g = params.generate
         self.records, self.features, self.images = records, features, images
-        shape = passes.RecordShape(g.bins, g.columns_rows, g.anchors)
+        shape = passes.RecordShape(g.bins, g.cells)
         path = params.invert_features.path if features is not None else None
         self.synthesise = Synthesiser(params.model, g, g.negative, shape, batch, device, path)
 

@@ -128,7 +128,7 @@ class Inverter:
         p, g, m = params.invert_features, params.generate, params.model
         self.folder, self.records, self.features, self.params, self.batch = folder, records, features, params, batch
         self.backbone = Backbone(m.id, m.revision, m.dtype, device)
-        self.capture = passes.open_capture(self.backbone, passes.RecordShape(g.bins, g.columns_rows, g.anchors))
+        self.capture = passes.open_capture(self.backbone, passes.RecordShape(g.bins, g.cells))
         self.means = FeatureMean(self.backbone.unet, p.path) if features is not None else None
 
     def __call__(self, job: tuple[int, list[tuple[Item, Word]]]) -> None:
@@ -176,7 +176,7 @@ def main() -> None:
     words = clip_words(items, folder, params, device) if by_clip(items, p) else words_of(items, p.prior, table)
     words = captioned(items, words, p.prior, p.template, load_tokenizer(m.id, m.revision), table)
     stamp = store.fingerprint(
-        asdict(p), asdict(m), [g.size, g.bins, g.columns_rows, g.anchors], words,
+        asdict(p), asdict(m), [g.size, g.bins, g.cells], words,
         store.model_stamp(m.id, m.revision),
         [store.hash_file(folder / item.image) for item in items], store.code_hashes(*CODE),
     )  # fmt: skip

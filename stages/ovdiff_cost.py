@@ -37,7 +37,7 @@ from maskmill.segmenters.support import support_rows
 from maskmill.segmenters.support_regions import RegionFinder, attribution
 from maskmill.store import fresh_folder
 
-SHAPE = passes.RecordShape(bins=4, columns_rows=8, anchors=1)  # as stage support records
+SHAPE = passes.RecordShape(bins=4, cells=1)  # as stage support records
 PARTS = ("support", "features", "prototypes", "picture")
 OF_CLASS = PARTS[:3]
 PICTURES = 4  # segmented, to tell what one costs

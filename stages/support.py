@@ -26,7 +26,7 @@ from maskmill.segmenters.support import class_folder, negative_prompt, support_r
 from maskmill.synthesis import Synthesiser, save_pictures, set_table
 
 SHARD = 8
-SHAPE = passes.RecordShape(bins=4, columns_rows=8, anchors=1)  # nothing but attention to the word is read later
+SHAPE = passes.RecordShape(bins=4, cells=1)  # nothing but attention to the word is read later
 CODE = ("maskmill.diffusion.passes", "maskmill.diffusion.capture", "maskmill.diffusion.sampling",
         "maskmill.diffusion.backbone", "maskmill.segmenters.support")  # fmt: skip
 

@@ -45,6 +45,11 @@ def near_of(a: np.ndarray, r: int) -> np.ndarray:
     return near
 
 
+def pairs_of(a: np.ndarray) -> np.ndarray:
+    """What a record keeps of A (n, n): the mean with its transposed, above the diagonal and on it."""
+    return ((a + a.T) / 2)[np.triu_indices(len(a))]
+
+
 def scene(flip: bool = False, turn: bool = False) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """An object left of the middle, its attention record at 8 and 4, a picture of 16 x 16, and the object's mask.
 
@@ -65,7 +70,7 @@ def scene(flip: bool = False, turn: bool = False) -> tuple[dict[str, np.ndarray]
         value = placed(soft + 0.1 * noise.random((r, r)), (0, 1)).ravel()
         a = np.exp(-4 * np.abs(value[:, None] - value))  # not symmetric after the softmax's division
         a = a / a.mean(1, keepdims=True)
-        record |= {f"cross_{r}": placed(cross, (2, 3)), f"near_{r}": near_of(a, r), f"columns_{r}": a}
+        record |= {f"cross_{r}": placed(cross, (2, 3)), f"near_{r}": near_of(a, r), f"pairs_{r}": pairs_of(a)}
     record = {key: x.astype(np.float16) for key, x in record.items()}
     return record, np.ascontiguousarray(placed(image, (0, 1)).astype(np.uint8)), placed(mask, (0, 1))
 
@@ -172,41 +177,50 @@ def test_seeds_fall_back_where_tau_leaves_no_boundary():
 
 
 def test_refined_map_is_the_mean_of_the_seeds_columns_and_rows():
-    a = rng().random((16, 16))
+    a = rng().random((16, 16)).astype(np.float32)
     seeds, at = np.array([[0, 0], [0, 1], [3, 2]]), [0, 1, 14]
     both = (a[:, at].mean(1) + a[at].mean(0)).reshape(4, 4) / 2
-    np.testing.assert_allclose(refined_map({"columns_4": a}, seeds, (4, 4)), scaled(both), atol=1e-6)
+    np.testing.assert_allclose(refined_map({"pairs_4": pairs_of(a)}, seeds, (4, 4)), scaled(both), atol=1e-6)
     fine = seeds * 2 + 1  # the same cells at twice the working size
-    at_8 = refined_map({"columns_4": a}, fine, (8, 8))
+    at_8 = refined_map({"pairs_4": pairs_of(a)}, fine, (8, 8))
     np.testing.assert_allclose(at_8, scaled(resize(both, (8, 8))), atol=1e-6)
 
 
-def test_refined_map_is_the_same_for_transposed_attention():
-    a, seeds = rng().random((16, 16)), np.array([[1, 2], [3, 0]])
-    found = refined_map({"columns_4": a}, seeds, (4, 4))
-    np.testing.assert_allclose(refined_map({"columns_4": a.T.copy()}, seeds, (4, 4)), found, atol=1e-6)
-
-
-def test_refined_map_takes_the_cell_of_coarse_anchors():
-    columns = np.zeros((16, 4))  # 4 x 4 rows, 2 x 2 anchors
-    columns[:, 1] = np.arange(16)  # the anchor of the upper right quarter
-    for seed in ([0, 2], [1, 3], [0, 3]):
-        row = columns[seed[0] * 4 + seed[1]].reshape(2, 2)  # where the seed looks, known at the anchors
-        expected = scaled(np.arange(16).reshape(4, 4) + resize(row, (4, 4)))
-        np.testing.assert_allclose(refined_map({"columns_4": columns}, np.array([seed]), (4, 4)), expected, atol=1e-6)
-    upper_left = scaled(resize(columns[1].reshape(2, 2), (4, 4)))  # no column of its own: only its row counts
-    np.testing.assert_allclose(refined_map({"columns_4": columns}, np.array([[0, 1]]), (4, 4)), upper_left, atol=1e-6)
+def test_a_seed_counts_for_the_coarse_cell_it_lies_in():
+    pairs = np.arange(10.0)  # of 2 x 2 cells; the row of the upper right one, number 1, is 1 4 5 6
+    wanted = scaled(resize(np.array([[1.0, 4.0], [5.0, 6.0]]), (4, 4)))
+    for seeds in ([[0, 2]], [[1, 3]], [[0, 3], [1, 2]]):
+        np.testing.assert_allclose(refined_map({"pairs_4": pairs}, np.array(seeds), (4, 4)), wanted, atol=1e-6)
+    three_to_one = scaled(resize(np.array([[0.75, 3.25], [4.25, 5.25]]), (4, 4)))  # row 0 is 0 1 2 3
+    found = refined_map({"pairs_4": pairs}, np.array([[0, 0], [0, 2], [0, 3], [1, 3]]), (4, 4))
+    np.testing.assert_allclose(found, three_to_one, atol=1e-6)
 
 
 def test_refined_map_weighs_resolutions_by_their_layers():
     fine, coarse = rng().random((16, 16)), rng().random((4, 4))
-    record, seeds = {"columns_4": fine, "columns_2": coarse}, np.array([[0, 0]])
+    record, seeds = {"pairs_4": pairs_of(fine), "pairs_2": pairs_of(coarse)}, np.array([[0, 0]])
     parts = (fine[:, 0] + fine[0]).reshape(4, 4), resize((coarse[:, 0] + coarse[0]).reshape(2, 2), (4, 4))
     for layers, (u, v) in (({4: 3, 2: 1}, (0.75, 0.25)), ({"4": 3, "2": 1}, (0.75, 0.25)), (None, (0.5, 0.5))):
         found = refined_map(record, seeds, (4, 4), layers)
         np.testing.assert_allclose(found, scaled(u * parts[0] + v * parts[1]), atol=1e-6)
     with pytest.raises(UserError, match="resolution 2"):
         refined_map(record, seeds, (4, 4), {4: 3})
+
+
+def test_a_percentile_of_r_cuts_spikes_off_and_a_hundred_changes_nothing():
+    matrix = np.zeros((100, 100), np.float32)
+    matrix[0] = matrix[:, 0] = np.arange(100)
+    matrix[0, 99] = matrix[99, 0] = 1000  # as a seed's attention to itself
+    record, seeds = {"pairs_10": pairs_of(matrix)}, np.array([[0, 0]])
+    spiky = refined_map(record, seeds, (10, 10)).ravel()
+    assert np.array_equal(spiky, scaled(matrix[0])) and spiky[98] < 0.1
+    assert np.array_equal(refined_map(record, seeds, (10, 10), None, 100.0).ravel(), spiky)
+    # halfway between the values of rank 50 and 51, which are 50 and 51: all above it are 1
+    cut = refined_map(record, seeds, (10, 10), None, 100 * 50.5 / 99).ravel()
+    np.testing.assert_allclose(cut, np.minimum(np.arange(100), 50.5) / 50.5, atol=1e-6)
+    whole, image, _ = scene()
+    result = attention_cut(whole, image, CutParams(r_percentile=90.0, tau=0.5), rng())
+    assert np.array_equal(result.refined, refined_map(whole, result.boundary, image.shape[:2], None, 90.0))
 
 
 # --- Eq. 4 ------------------------------------------------------------------------------------------------------------
@@ -374,7 +388,7 @@ def test_arrays_of_terms_that_are_off_may_be_absent():
     record, image, _ = scene()
     cross = {k: x for k, x in record.items() if k.startswith("cross")}
     attention_cut(cross, image, CutParams(use_refined=False, semantic=False), rng())
-    for params, name in ((CutParams(semantic=False), "columns_"), (CutParams(use_refined=False), "near_")):
+    for params, name in ((CutParams(semantic=False), "pairs_"), (CutParams(use_refined=False), "near_")):
         with pytest.raises(UserError, match=name):
             attention_cut(cross, image, params, rng())
 
@@ -406,8 +420,8 @@ def test_what_went_another_way_is_flagged():
     [
         {"top_k": 0}, {"tau": -0.1}, {"tau": 1.1}, {"beta": -1.0}, {"beta": float("nan")}, {"lambda_": -0.1},
         {"seeds": 0}, {"use_cross": False, "use_refined": False}, {"size": 1}, {"size": -8}, {"t_max": 0.0},
-        {"t_max": 1.5}, {"normalise": "mean"}, {"midpoint": 1.0}, {"eps": 0.0}, {"eps": 0.5}, {"sigma": 0.0},
-        {"neighbours": 6}, {"threshold": 0.0},
+        {"t_max": 1.5}, {"r_percentile": 0.0}, {"r_percentile": 100.1}, {"normalise": "mean"}, {"midpoint": 1.0},
+        {"eps": 0.0}, {"eps": 0.5}, {"sigma": 0.0}, {"neighbours": 6}, {"threshold": 0.0},
     ],
 )  # fmt: skip
 def test_a_wrong_parameter_is_named(values):
@@ -420,8 +434,8 @@ def test_a_wrong_record_or_picture_is_named():
     wrong = {
         "cross_8": record["cross_8"][0],
         "near_8": record["near_8"][:4],
-        "columns_8": record["columns_8"][:, :7],
-        "columns_4": np.full_like(record["columns_4"], np.nan),
+        "pairs_8": record["pairs_8"][:-1],
+        "pairs_4": np.full_like(record["pairs_4"], np.nan),
     }
     for key, x in wrong.items():
         with pytest.raises(UserError, match=key):

@@ -131,7 +131,14 @@ def slow_columns(matrix: torch.Tensor, r: int, m: int, g: int) -> torch.Tensor:
     return columns
 
 
-def slow_record(calls, times, rows, words, bins, m=32, g=16) -> list[dict[str, np.ndarray]]:
+def slow_pairs(columns: torch.Tensor) -> torch.Tensor:
+    """(B, n, n) -> (B, n (n + 1) / 2), pair by pair."""
+    n = columns.shape[-1]
+    pairs = [(columns[:, a, b] + columns[:, b, a]) / 2 for a in range(n) for b in range(a, n)]
+    return torch.stack(pairs, 1)
+
+
+def slow_record(calls, times, rows, words, bins, cells=32) -> list[dict[str, np.ndarray]]:
     """The record by its definition, from the matrices of every layer and step."""
     words = words.double()
     bin_of = [min(int(t * bins / 1000), bins - 1) for t in times]
@@ -148,10 +155,10 @@ def slow_record(calls, times, rows, words, bins, m=32, g=16) -> list[dict[str, n
             cross.setdefault(r, []).append(mean.unflatten(2, (r, r)))
         else:
             near.setdefault(r, []).extend(slow_near(x, r, r) * r * r for x in matrices)
-            columns.setdefault(r, []).extend(slow_columns(x, r, min(r, m), min(r, g)) * r * r for x in matrices)
+            columns.setdefault(r, []).extend(slow_columns(x, r, min(r, cells), min(r, cells)) * r * r for x in matrices)
     arrays = {f"cross_{r}": torch.stack(x, 2) for r, x in cross.items()}
     arrays |= {f"near_{r}": torch.stack(x).mean(0) for r, x in near.items()}
-    arrays |= {f"columns_{r}": torch.stack(x).mean(0) for r, x in columns.items()}
+    arrays |= {f"pairs_{r}": slow_pairs(torch.stack(x).mean(0)) for r, x in columns.items()}
     return [{key: value[i].numpy() for key, value in arrays.items()} for i in range(words.shape[0])]
 
 
@@ -223,14 +230,14 @@ def test_record_is_the_mean_over_steps_and_bins_by_t(architecture, guidance):
     unet = make_unet(architecture)
     inputs = make_inputs(unet, 4 if guidance else 2)
     times, rows = [999, 700, 600, 250, 0], [3, 0] if guidance else [0, 1]
-    capture = AttentionCapture(unet, columns_rows=4, anchors=2)
+    capture = AttentionCapture(unet, cells=2)
     records = run(unet, inputs, times, WORDS, capture, conditional=rows if guidance else None)
 
     reference = Materialised(unet)
     with torch.no_grad():
         for t in times:
             unet(timestep=t, **inputs)
-    assert_same(records, slow_record(reference.calls, times, rows, WORDS, 4, m=4, g=2))
+    assert_same(records, slow_record(reference.calls, times, rows, WORDS, 4, cells=2))
     assert all(array.dtype == np.float16 for array in records[0].values())
     assert capture.meta["steps_per_bin"] == [1, 1, 2, 1] and capture.meta["steps"] == 5 and capture.meta["bins"] == 4
     assert capture.meta["tokens"] == TOKENS
@@ -391,8 +398,8 @@ def test_oblong_latents():
     unet = make_unet("sd1")
     capture = AttentionCapture(unet)
     records = run(unet, make_inputs(unet, 2, latent=(6, 10)), [300], WORDS, capture)
-    assert {"cross_6x10", "near_3x5", "columns_3x5"} <= set(records[0])
-    assert records[0]["near_6x10"].shape == (8, 6, 10) and records[0]["columns_6x10"].shape == (60, 60)
+    assert {"cross_6x10", "near_3x5", "pairs_3x5"} <= set(records[0])
+    assert records[0]["near_6x10"].shape == (8, 6, 10) and records[0]["pairs_6x10"].shape == (60 * 61 // 2,)
     reference = Materialised(unet)
     with torch.no_grad():
         unet(timestep=300, **make_inputs(unet, 2, latent=(6, 10)))

@@ -14,7 +14,7 @@ from maskmill.diffusion.backbone import Backbone
 from maskmill.diffusion.features import FeatureMean
 from maskmill.errors import UserError
 
-SIZE, BINS, SHAPE = 32, 2, passes.RecordShape(bins=2, columns_rows=4, anchors=4)
+SIZE, BINS, SHAPE = 32, 2, passes.RecordShape(bins=2, cells=4)
 PROMPTS = ["a photo of a bird", "a photo of a dog on sand", "a photo of a car", "a picture of a tree", "a house"]
 SPANS = [(5, 6), (5, 6), (5, 6), (5, 6), (2, 3)]
 SEEDS = [11, 22, 33, 44, 55]
@@ -64,8 +64,8 @@ def test_records_have_the_contracts_shapes(together, capture):
     assert features is None  # nobody asked for them
     assert images.shape == (5, SIZE, SIZE, 3) and images.dtype == np.uint8 and len(records) == 5
     assert {k: v.shape for k, v in records[0].items()} == {
-        "cross_8": (BINS, 3, 8, 8), "near_8": (8, 8, 8), "columns_8": (16, 16),
-        "cross_4": (BINS, 3, 4, 4), "near_4": (8, 4, 4), "columns_4": (16, 16),
+        "cross_8": (BINS, 3, 8, 8), "near_8": (8, 8, 8), "pairs_8": (136,),
+        "cross_4": (BINS, 3, 4, 4), "near_4": (8, 4, 4), "pairs_4": (136,),
     }  # fmt: skip
     for record in records:
         assert all(v.dtype == np.float16 and np.isfinite(v).all() and (v >= 0).all() for v in record.values())

@@ -189,16 +189,16 @@ def test_guidance_one_is_one_call_a_step_and_a_limit_counts_per_draw(stages):
 
 
 def test_the_record_and_the_features_of_stable_diffusion_by_hand():
-    """Five transformer blocks at 64, 32 and 16 (two down, three up) and one at 8; 4 bins, 32 x 32 rows, 16 x 16 anchors
-    of float16."""
+    """Five transformer blocks at 64, 32 and 16 (two down, three up) and one at 8; 4 bins, pairs of 32 x 32 cells of
+    float16."""
     shape = shapes.of_model(SD14)
     call = shapes.call(shape, 64)
     assert sorted(call.cross) == sorted(call.own) == [8] + [16] * 5 + [32] * 5 + [64] * 5
     cross = 4 * (5 * (64**2 + 32**2 + 16**2) + 8**2) * 2
     near = 8 * (64**2 + 32**2 + 16**2 + 8**2) * 2
-    columns = (2 * 32**2 * 16**2 + 16**2 * 16**2 + 8**2 * 8**2) * 2
-    assert call.record_bytes(4, 32, 16) - 12 * shapes.HEADER == cross + near + columns
-    assert call.record_bytes(4, 32, 16) < 2.5e6
+    pairs = 2 * 1024 * 1025 // 2 + 256 * 257 // 2 + 64 * 65 // 2
+    assert call.record_bytes(4, 32) - 12 * shapes.HEADER == cross + near + pairs * 2
+    assert call.record_bytes(4, 32) < 2.5e6
     assert call.features == ((1280, 16), (1280, 16), (640, 32), (640, 32), (320, 64), (320, 64))
     assert abs(call.feature_bytes / 9.175e6 - 1) < 1e-3
     assert abs(call.flops / 803e9 - 1) < 0.01  # 401 GMAC
@@ -236,13 +236,13 @@ def test_sizes_on_disk(mini, tmp_path):
     for r in set(call.cross):
         sample[f"cross_{r}"] = np.zeros((4, call.cross.count(r), r, r), np.float16)
         sample[f"near_{r}"] = np.zeros((8, r, r), np.float16)
-        sample[f"columns_{r}"] = np.zeros((min(r, 32) ** 2, min(r, 16) ** 2), np.float16)
+        sample[f"pairs_{r}"] = np.zeros(min(r, 32) ** 2 * (min(r, 32) ** 2 + 1) // 2, np.float16)
     ids = [f"{k:05d}-bird" for k in range(20)]
     with store.ShardWriter(tmp_path / "records", ids, "f" * 32, {}, 20, tmp_path / "scratch") as writer:
         writer.put(0, dict.fromkeys(ids, sample))
         writer.assemble()
     real = (tmp_path / "records/00000.safetensors").stat().st_size
-    assert abs(20 * call.record_bytes(4, 32, 16) / real - 1) < 0.02
+    assert abs(20 * call.record_bytes(4, 32) / real - 1) < 0.02
 
 
 @pytest.mark.skipif(not (ROOT / "data/inverted/world").is_dir(), reason="the pipeline has not run here")
@@ -277,7 +277,7 @@ def test_hours_are_calls_times_the_measured_call_over_the_workers(mini, monkeypa
     assert report.seconds(mini["train_decoder"], plan) == pytest.approx(costs.START + 1500 * 0.02)
     assert report.seconds(mini["pretrain"], plan) == 0
     shown = report.table(plan)
-    assert "19,200" in shown and "152 MB" in shown and "found    model.id x" in shown
+    assert "19,200" in shown and "85.9 MB" in shown and "found    model.id x" in shown
     assert report.problems(plan) == []
 
 

@@ -17,7 +17,7 @@ from tests.running import ROOT
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROWS = [Row(f"{k:02d}-bird", "bird", "a photo of a bird", 4, 5, 11 + k) for k in range(3)]
-SHAPE = passes.RecordShape(bins=2, columns_rows=8, anchors=4)
+SHAPE = passes.RecordShape(bins=2, cells=4)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ With it any single entry of the softmax is exact and costs one dot product:
 
     A(p, q) = exp(q_p . k_q / sqrt(d) - L(p)).
 
-So a 64 x 64 layer, whose matrix has 8 x 4096 x 4096 entries, gives its eight neighbour maps, a grid of anchor columns
-and the maps of the category word's tokens in O(N) memory. Typical use:
+So a 64 x 64 layer, whose matrix has 8 x 4096 x 4096 entries, gives its eight neighbour maps, the
+columns of a grid of anchors and the maps of the category word's tokens in O(N) memory. Typical use:
 
     capture = AttentionCapture(unet)
     with capture:
@@ -21,7 +21,11 @@ The record of one sample (r is the side of a square attention resolution; for ot
 
     cross_{r}    (bins, L_r, r, r)  A_c of the word: mean over heads and the bin's steps, times the number of tokens
     near_{r}     (8, r, r)          A_s(p, p + o), o in NEIGHBOURS: mean over heads, layers and steps, times r * r
-    columns_{r}  (m * m, g * g)     A_s(p, b) for a g x g grid of anchors b, rows p pooled to m x m; scaled alike
+    pairs_{r}    (n (n + 1) / 2,)   A_s between the n = c * c cells of a grid, symmetric; scaled alike
+
+For `pairs_{r}` the column of a cell is that of its anchor, the pixel in its middle, and its row the mean over its
+pixels; A_s(a, b) is the mean of both ways to look. What is kept is the upper triangle with the diagonal, row by row
+(`numpy.triu_indices`). At c = r a cell is a pixel and every entry exact.
 """
 
 from __future__ import annotations
@@ -236,6 +240,13 @@ def word_map(
     return total / heads
 
 
+def packed(matrices: Tensor) -> Tensor:
+    """(B, n, n) -> (B, n (n + 1) / 2): the upper triangles of the means with the transposed, row by row."""
+    n = matrices.shape[-1]
+    rows, columns = torch.triu_indices(n, n, device=matrices.device)
+    return ((matrices + matrices.mT) / 2)[:, rows, columns]
+
+
 def neighbours_and_columns(
     q: Tensor,
     k: Tensor,
@@ -376,16 +387,15 @@ class AttentionCapture:
     Nothing in it grows with the number of steps: running sums are float32 and updated in place.
     """
 
-    def __init__(self, unet: nn.Module, columns_rows: int = 32, anchors: int = 16) -> None:
-        """Find the layers of `unet`. `columns_rows` is the largest m and `anchors` the largest g of `columns_{r}`.
+    def __init__(self, unet: nn.Module, cells: int = 32) -> None:
+        """Find the layers of `unet`. `cells` is the largest c of `pairs_{r}`.
 
         Raises:
             UserError: a U-Net without cross-attention, or with layers of another kind (added key projections, an
                 IP-Adapter's or other trained processors), whose output this capture would not reproduce.
         """
         self.unet = unet
-        self.columns_rows = columns_rows
-        self.anchors = anchors
+        self.cells = cells
         self.layers = _network_order(unet)
         self.meta: dict[str, Any] = {}
         if not any(layer.is_cross_attention for _, layer in self.layers):
@@ -563,10 +573,10 @@ class AttentionCapture:
             a_c = word_map(q, k, lse, self._tokens, self._weights, scale, mask, budget)  # (B, N)
             self._add((name, self._step.bin), a_c)
         else:
-            anchors = anchor_positions(*size, self.anchors).to(q.device)
+            anchors = anchor_positions(*size, self.cells).to(q.device)
             near, columns = neighbours_and_columns(q, k, lse, size, anchors, scale, mask, budget)
             self._add(("near", size), near)
-            self._add(("columns", size), pool_rows(columns, size, self.columns_rows))
+            self._add(("pairs", size), pool_rows(columns, size, self.cells))
 
     # The result
 
@@ -596,10 +606,10 @@ class AttentionCapture:
             else:
                 self_layers[labels[name]] = self_layers.get(labels[name], 0) + 1
         arrays = {f"cross_{label}": self._cross_array(names) for label, names in cross_layers.items()}
-        for (kind, size), total in ((key, value) for key, value in self._sums.items() if key[0] in ("near", "columns")):
+        for (kind, size), total in ((key, value) for key, value in self._sums.items() if key[0] in ("near", "pairs")):
             label = f"{size[0]}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
             values = total * (size[0] * size[1] / (self_layers[label] * steps))
-            arrays[f"{kind}_{label}"] = _half(values.unflatten(2, size) if kind == "near" else values)
+            arrays[f"{kind}_{label}"] = _half(values.unflatten(2, size) if kind == "near" else packed(values))
         self.meta = {
             "cross_layers": cross_layers,
             "self_layers": self_layers,

@@ -20,16 +20,15 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class RecordShape:
-    """What an attention record keeps: time bins of A_c, longest side of self-attention rows and of their columns."""
+    """What an attention record keeps: time bins of A_c, longest side of the grid of cells of A_s."""
 
     bins: int
-    columns_rows: int
-    anchors: int
+    cells: int
 
 
 def open_capture(backbone: Backbone, shape: RecordShape) -> AttentionCapture:
     """A capture for this model's U-Net."""
-    return AttentionCapture(backbone.unet, columns_rows=shape.columns_rows, anchors=shape.anchors)
+    return AttentionCapture(backbone.unet, shape.cells)
 
 
 def check_size(backbone: Backbone, size: int) -> None:

@@ -54,6 +54,9 @@ class CutParams:
         size: working resolution h = w, 0 = that of the image (ours). A_c and r are smooth, the image is not: a larger
             size buys finer outlines through D alone.
         t_max: share of the diffusion time, in (0, 1], whose bins enter A_c (ours; 1 = all, as Eq. 2).
+        r_percentile: percentile of its values in the picture at which r reaches 1, in (0, 100] (ours). 100 is the
+            maximum, as everywhere else. On fine grids that is a seed's attention to itself, which presses r on the rest
+            of the object towards 0; a lower one cuts such spikes off.
         normalise: how A_c + beta r, up to 1 + beta, is brought to 0..1 (ours): "sum" divides by 1 + beta, "clip" cuts
             off at 1 (Eq. 4 to the letter), "max" divides by the largest value in the picture.
         midpoint: value of the normalised sum at which both labels cost the same (ours), in [0, 1). 0.5 leaves it as
@@ -76,6 +79,7 @@ class CutParams:
     spatial: bool = True
     size: int = 0
     t_max: float = 1.0
+    r_percentile: float = 100.0
     normalise: str = "sum"
     midpoint: float = 0.5
     eps: float = 1e-3
@@ -93,6 +97,7 @@ class CutParams:
             ("use_refined", self.use_cross or self.use_refined, "true when use_cross is false"),
             ("size", self.size == 0 or self.size >= 2, "0 (image size) or a whole number of at least 2"),
             ("t_max", 0 < self.t_max <= 1, "a number above 0 and at most 1"),
+            ("r_percentile", 0 < self.r_percentile <= 100, "a number above 0 and at most 100"),
             ("normalise", self.normalise in NORMALISE, f"one of {', '.join(NORMALISE)}"),
             ("midpoint", 0 <= self.midpoint < 1, "0 (Otsu) or a number below 1"),
             ("eps", 0 < self.eps < 0.5, "a number above 0 and below 0.5"),
@@ -205,16 +210,36 @@ def _resolutions(record: Record, kind: str) -> dict[int, np.ndarray]:
     if not found:
         raise UserError(f"attention record: expected arrays {kind}_<r>, got {', '.join(sorted(record)) or 'none'}")
     for r, x in found.items():
-        if kind == "columns":
-            good = x.ndim == 2 and all(n == math.isqrt(n) ** 2 for n in x.shape)
+        if kind == "pairs":
+            good = x.ndim == 1 and _triangle(math.isqrt(_cells(x.size)) ** 2) == x.size
         else:
             good = x.shape[-2:] == (r, r) and (x.ndim == 4 if kind == "cross" else x.shape[:-2] == (8,))
-        wanted = {"cross": f"(bins, layers, {r}, {r})", "near": f"(8, {r}, {r})", "columns": "(m*m, g*g)"}[kind]
+        wanted = {"cross": f"(bins, layers, {r}, {r})", "near": f"(8, {r}, {r})", "pairs": "(n(n+1)/2,), n = c*c"}[kind]
         if not good or not x.size:
             raise UserError(f"attention record, {kind}_{r}: expected shape {wanted}, got {x.shape}")
         if not np.isfinite(x).all():
             raise UserError(f"attention record, {kind}_{r}: expected finite numbers, got NaN or infinity")
     return dict(sorted(found.items(), reverse=True))
+
+
+def _triangle(n: int) -> int:
+    """Entries of an n x n matrix on and above the diagonal."""
+    return n * (n + 1) // 2
+
+
+def _cells(entries: int) -> int:
+    """n of ``_triangle``, rounded down."""
+    return (math.isqrt(8 * entries + 1) - 1) // 2
+
+
+@lru_cache(maxsize=8)
+def _places(n: int) -> np.ndarray:
+    """(n, n) int32: where the entry (a, b) of a symmetric matrix stands in its packed upper triangle."""
+    places = np.zeros((n, n), np.int32)
+    rows, columns = np.triu_indices(n)
+    places[rows, columns] = places[columns, rows] = np.arange(_triangle(n))
+    places.setflags(write=False)
+    return places
 
 
 def _layer_weights(resolutions: Mapping[int, np.ndarray], layers: Mapping[int, int] | None) -> dict[int, float]:
@@ -298,34 +323,38 @@ def _share_of_cells(points: np.ndarray, shape: tuple[int, int], n: int) -> np.nd
 
 
 def refined_map(
-    record: Record, seeds: np.ndarray, shape: tuple[int, int], self_layers: Mapping[int, int] | None = None
+    record: Record,
+    seeds: np.ndarray,
+    shape: tuple[int, int],
+    self_layers: Mapping[int, int] | None = None,
+    percentile: float = 100.0,
 ) -> np.ndarray:
-    """r of Eq. 3: r(p) = 1/|B| sum over b in B of A_s(p, b), min-max scaled (ours).
+    """r of Eq. 3: r(p) = 1/|B| sum over b in B of A_s(p, b), cut off at a percentile and min-max scaled (ours).
 
     The paper takes A_s as symmetric, which attention is not: who looks at a seed and where the seed looks differ. Ours
-    is the mean of both, A_s(p, b) from the columns of the record and A_s(b, p) from its rows. The column of a seed is
-    that of the nearest anchor, the one in whose cell of the g x g grid it lies; its row is that of the m x m cell it
-    lies in, known at the anchors. A_s is the mean over all layers: resolutions count by their number of layers.
+    is the mean of both, as the record holds it between the cells of a c x c grid; a seed counts for the cell it lies
+    in. A_s is the mean over all layers: resolutions count by their number of layers.
 
     Args:
-        record: with ``columns_{r}`` (m*m, g*g).
+        record: with ``pairs_{r}``, see ``maskmill.diffusion.capture``.
         seeds: B, (n, 2) int at working size, n at least 1.
         shape: working size (h, w).
         self_layers: r -> number of self-attention layers; None counts all resolutions alike.
+        percentile: of r, where it reaches 1, see ``CutParams.r_percentile``.
 
     Returns:
         (h, w) float32, 0..1.
     """
-    columns = _resolutions(record, "columns")
-    shares = _layer_weights(columns, self_layers)
+    pairs = _resolutions(record, "pairs")
+    shares = _layer_weights(pairs, self_layers)
     refined = np.zeros(shape, np.float32)
-    for r, x in columns.items():
-        m, g = math.isqrt(x.shape[0]), math.isqrt(x.shape[1])
-        looked_at = x @ _share_of_cells(seeds, shape, g)  # A_s(p, B), (m*m,)
-        looking = _share_of_cells(seeds, shape, m) @ x  # A_s(B, p), (g*g,)
-        both = resize(looked_at.reshape(m, m), shape) + resize(looking.reshape(g, g), shape)
-        refined += shares[r] * both / 2
-    return scaled(refined)
+    for r, x in pairs.items():
+        n = _cells(x.size)
+        side, share = math.isqrt(n), _share_of_cells(seeds, shape, math.isqrt(n))
+        met = np.flatnonzero(share)  # the cells that seeds lie in, k of n
+        mean = share[met] @ x[_places(n)[met]]  # A_s(B, p), (n,)
+        refined += shares[r] * resize(mean.reshape(side, side), shape)
+    return scaled(np.minimum(refined, np.float32(np.percentile(refined, percentile))))
 
 
 def objectness(
@@ -466,7 +495,7 @@ def attention_cut(
     the unary term. Where the working size is not the image's, the mask is resized bilinearly and cut at one half.
 
     Args:
-        record: ``cross_{r}``; ``columns_{r}`` for r; ``near_{r}`` for A_s. What is switched off may be absent.
+        record: ``cross_{r}``; ``pairs_{r}`` for r; ``near_{r}`` for A_s. What is switched off may be absent.
         image: (H, W, 3) uint8 RGB, at least 2 x 2.
         params: the parameters.
         rng: draws the seeds B; the same state gives the same mask.
@@ -484,7 +513,7 @@ def attention_cut(
     if params.use_refined:
         seeds, found = boundary_seeds(cross, params.tau, params.seeds, rng)
         flags += [] if found else ["no_boundary"]
-        refined = refined_map(record, seeds, shape, self_layers)
+        refined = refined_map(record, seeds, shape, self_layers, params.r_percentile)
     o = objectness(
         cross if params.use_cross else None,
         refined if params.use_refined else None,

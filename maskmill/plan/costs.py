@@ -208,7 +208,7 @@ def _generate(c: Command, p: Params, ledger: Ledger) -> Cost:
     guided = 1 if g.guidance == 1 else 2
     latent = _latent(ledger.shape, g.size)
     call = shapes.call(ledger.shape, latent, p.invert_features.path)
-    disk = {f"{out}/records": n * call.record_bytes(g.bins, g.columns_rows, g.anchors),
+    disk = {f"{out}/records": n * call.record_bytes(g.bins, g.cells),
             f"{out}/set": n * (PICTURE * g.size**2 + 2 * ROW)}  # fmt: skip
     if g.features:
         disk[f"{out}/features"] = n * call.feature_bytes
@@ -236,7 +236,7 @@ def _invert(c: Command, p: Params, ledger: Ledger) -> Cost:
     latent = _latent(ledger.shape, g.size)
     call = shapes.call(ledger.shape, latent, f.path)
     passes = 2 if f.features else 1  # there, and back for the features
-    disk = {f"{out}/records": n * call.record_bytes(g.bins, g.columns_rows, g.anchors), f"{out}/index.csv": n * ROW}
+    disk = {f"{out}/records": n * call.record_bytes(g.bins, g.cells), f"{out}/index.csv": n * ROW}
     if f.features:
         disk[f"{out}/features"] = n * call.feature_bytes
     trouble, unlabelled = "", images in ledger.unlabelled
@@ -315,7 +315,7 @@ def _support(c: Command, p: Params, ledger: Ledger) -> Cost:
     classes, out = _classes(c, p, ledger)
     n, guided = s.count * classes, 1 if s.guidance == 1 else 2
     latent = _latent(ledger.shape, s.size)
-    record = shapes.call(ledger.shape, latent).record_bytes(4, 8, 1)
+    record = shapes.call(ledger.shape, latent).record_bytes(4, 1)
     disk = {out: n * (record + PICTURE * s.size**2 + 3 * ROW)}
     ledger.counts[out] = n
     return Cost(n, n * s.steps * guided, latent, guided, n * shapes.vae_flops(ledger.shape, s.size)[1], size=s.size,

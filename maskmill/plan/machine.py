@@ -226,9 +226,9 @@ def measure_cut(call: Call, params: Any, size: int, seconds: float = 2.0) -> flo
         noise = rng.random((g.bins, call.cross.count(r), r, r)) * 0.2
         record[f"cross_{r}"] = (blob + noise).astype(np.float16)
     for r in sorted(set(call.own)):
-        rows, anchors = min(r, g.columns_rows), min(r, g.anchors)
+        n = min(r, g.cells) ** 2
         record[f"near_{r}"] = rng.random((8, r, r)).astype(np.float16)
-        record[f"columns_{r}"] = rng.random((rows * rows, anchors * anchors)).astype(np.float16)
+        record[f"pairs_{r}"] = rng.random(n * (n + 1) // 2).astype(np.float16)
     y, x = np.mgrid[:size, :size] / size
     image = np.stack([128 + 100 * np.sin(7 * x + k) * np.cos(5 * y) for k in range(3)], -1).astype(np.uint8)
     layers = {str(r): call.own.count(r) for r in set(call.own)}

@@ -67,14 +67,15 @@ class Call:
     own: tuple[int, ...]
     features: tuple[tuple[int, int], ...]
 
-    def record_bytes(self, bins: int, columns_rows: int, anchors: int) -> int:
+    def record_bytes(self, bins: int, cells: int) -> int:
         """Bytes of a sample's attention record, see ``maskmill.diffusion.capture``."""
         total, arrays = 0, 0
         for r in set(self.cross):
             total += bins * self.cross.count(r) * r * r * HALF
             arrays += 1
         for r in set(self.own):
-            total += 8 * r * r * HALF + min(r, columns_rows) ** 2 * min(r, anchors) ** 2 * HALF
+            n = min(r, cells) ** 2
+            total += 8 * r * r * HALF + n * (n + 1) // 2 * HALF
             arrays += 2
         return total + HEADER * arrays
 

@@ -23,7 +23,7 @@ from maskmill.prompts import load_tokenizer, word_span
 from maskmill.segmenters.models import IMAGE, load_model, predict
 from maskmill.zeroshot import PRIOR_TEMPLATES, ZeroShot, pick_words
 
-SHAPE = passes.RecordShape(bins=1, columns_rows=8, anchors=1)  # of the attention, which is not read here
+SHAPE = passes.RecordShape(bins=1, cells=1)  # of the attention, which is not read here
 NO_WORD = (1, 2)  # tokens of the empty prompt
 
 
