@@ -336,6 +336,7 @@ class TrainDecoder:
     upsample: Count
     encoder: Word
     encoder_weights: str
+    decoder_width: Count
     steps: Count
     batch: Count
     accumulate: Count
@@ -356,6 +357,7 @@ class Distill:
     object: Annotated[str, Limits(low=2)]
     background: Word
     encoder: Word
+    decoder_width: Count
     steps: Count
     batch: Count
     lr: Positive

@@ -2,11 +2,10 @@
 masks, a U-Net on those, a U-Net on those and the synthetic set (the paper's Table 2).
 
 Inputs:   the test set with masks or boxes; a masks folder for each step (an empty name leaves it out), and for the
-          supervised comparison; quality.json of stage generation_quality (empty: none)
+          supervised comparison
 Outputs:  --metrics: flat numbers <name>.distill_<step>.{iou,acc,miou}, pooled over the pixels of a draw, mean over the
-          draws with _std, <name>.distill.auroc of the mean attention, and of quality.json found_f, found_b and the
-          distance; for a set that has boxes alone box_iou in their place; <plots>.csv and .png: bars of the steps;
-          with --rows: the same as rows of a paper's table
+          draws with _std, and <name>.distill.auroc of the mean attention; for a set that has boxes alone box_iou in
+          their place; <plots>.csv and .png: bars of the steps; with --rows: the same as rows of a paper's table
 Command:  python stages/evaluate_distillation.py --images data/concepts/bird/test --masks data/distill/bird
 Time:     about 5 seconds for 180 scenes of the miniature
 Expect:   refined masks above the preliminary ones, the U-Nets above the masks that they learnt from
@@ -98,28 +97,11 @@ def bars(found: dict[str, dict], metric: str, name: str, word: str, place: str) 
     table_bars(result, metric, f"{place}.png", f"{place}.csv")
 
 
-def read_quality(path: Path) -> dict:
-    """What stage generation_quality wrote: the numbers of the metrics file and the part for a table.
-
-    ``found_f`` and ``found_b`` are for the prompts alone; ``..._guided`` for the guidance with which pictures of the
-    object and of its background are made where they are used.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        metric, y_f, y_b = found["metric"], found["scale 1"], found["scale 0"]
-        guided_f, guided_b = found[found["guided_f"]], found[found["guided_b"]]
-        return {"found_f": y_f["found"], "found_b": y_b["found"], "found_f_guided": guided_f["found"],
-                "found_b_guided": guided_b["found"], metric: y_f[metric], "metric": metric,
-                "told": found["protocol"][metric]}  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected the quality.json of stage generation_quality, got: {error!r}") from None
-
-
 def main() -> None:
     die_with_parent()
     args, params = stage_arguments(
         __doc__, ("distill",),
-        {"images": "data/concepts/bird/test", "masks": "data/distill/bird", "name": "world", "quality": "",
+        {"images": "data/concepts/bird/test", "masks": "data/distill/bird", "name": "world",
          "metrics": "metrics/distillation.json", "plots": "metrics/distill/steps", "rows": "",
          **{step: folder for step, (folder, _) in STEPS.items()}},
     )  # fmt: skip
@@ -137,20 +119,12 @@ def main() -> None:
                 bar.update(len(part))
             found[step] = summarise_seeds(scored, "")
     numbers = {f"{name}.distill_{step}.{key}": value for step, scores in found.items() for key, value in scores.items()}
-    quality = read_quality(Path(args.quality)) if args.quality else {}
     if by_masks and "pre" in steps:
         ranked = summarise_seeds([auroc(part, folder, steps["pre"]) for part in parts], "")
         numbers |= {f"{name}.distill.{key}": value for key, value in ranked.items()}
-    shown = {key: value for key, value in quality.items() if key not in ("metric", "told")}
-    numbers |= {f"{name}.distill.{key}": value for key, value in shown.items()}
     if args.rows:
         for step, scores in found.items():
             write_atomically(Path(args.rows) / f"{step}.json", to_json(row_of(scores, items, draws)))
-        if quality and by_masks and "unet" in found:
-            ours = {quality["metric"]: quality[quality["metric"]], **found["unet"]}
-            row = row_of(ours, items, draws)
-            row["protocol"]["fid"] = f"{quality['metric']}: {quality['told']}"
-            write_atomically(Path(args.rows) / "quality.json", to_json(row))
     bars(found, "iou" if by_masks else "box_iou", f"{name}, {params.distill.word}", params.distill.word, args.plots)
     write_atomically(args.metrics, to_json(dict(sorted(numbers.items()))))
     best = "  ".join(f"{step} {scores['iou' if by_masks else 'box_iou']:.3f}" for step, scores in found.items())

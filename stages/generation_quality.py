@@ -4,6 +4,8 @@ Inputs:   the diffusion model, the fine-tuned U-Net, the real pictures; generati
 Outputs:  <out>/quality.json: for each w the Frechet distance to the real pictures and its protocol (fid with the
           Inception weights of 2015; with a CLIP frechet_clip, which means nothing beside published values), and the
           share of pictures in which CLIP finds the object: the word is the first of the world's 8 classes and 9 stuffs;
+          <out>/summary.json: flat numbers <name>.distill.{found_f, found_b, the distance at w = 1} for the prompts
+          alone, and found_f_guided, found_b_guided for w of concept_set and refine_masks, where the pictures are used;
           <out>/rows/<w>.json: the same as rows of a table; <out>/quality.csv and quality.png: the same over w;
           <out>/strip.png: the pictures of a few seeds across w
 Command:  python stages/generation_quality.py --unet data/distill/bird/unet --real data/concepts/bird/train
@@ -90,6 +92,14 @@ def found_share(paths: list[Path], judge: ZeroShot, word: str) -> float:
     return float((best == judge.classes.index(word)).mean())
 
 
+def headlines(result: dict[str, dict], metric: str, guided_f: float, guided_b: float, name: str) -> dict[str, float]:
+    """The numbers of a summary, sorted by name. Arguments: the scores at ``scale <w>``; w of the used pictures."""
+    found = {"found_f": 1.0, "found_b": 0.0, "found_f_guided": guided_f, "found_b_guided": guided_b}
+    numbers = {key: result[f"scale {w:g}"]["found"] for key, w in found.items()}
+    numbers |= {metric: result["scale 1"][metric]}
+    return {f"{name}.distill.{key}": value for key, value in sorted(numbers.items())}
+
+
 def draw_strip(folders: dict[float, Path], word: str, path: Path) -> None:
     """A row for each of a few seeds, a column for each w."""
     columns = [Column(f"{w:g}", f"w = {w:g}", "image", {0.0: "background", 1.0: "object"}.get(w, "")) for w in folders]
@@ -106,7 +116,7 @@ def main() -> None:
     args, params = stage_arguments(
         __doc__, ("seed", "model", "generate", "distill", "generation_quality", "refine_masks", "concept_set"),
         {"unet": "data/distill/bird/unet", "real": "data/concepts/bird/train", "out": "metrics/distill/quality",
-         "scratch": "scratch/generation_quality"},
+         "name": "world", "scratch": "scratch/generation_quality"},
     )  # fmt: skip
     p, d, settings, scratch = params.generation_quality, params.distill, runtime(batch=8), Path(args.scratch)
     guided_f, guided_b = params.concept_set.guidance, params.refine_masks.guidance
@@ -136,9 +146,9 @@ def main() -> None:
             scores = {key: value for key, value in row.items() if key != "w"}
             scored = {"datasets": {"": {"scores": scores, "images": p.count, "draws": []}}, "protocol": told}
             write_atomically(out / "rows" / f"{row['w']:g}.json", to_json(scored))
-        about = {"metric": extractor.metric, "word": d.word, "guided_f": f"scale {guided_f:g}",
-                 "guided_b": f"scale {guided_b:g}"}  # fmt: skip
+        about = {"metric": extractor.metric, "word": d.word, "guided_f": guided_f, "guided_b": guided_b}
         write_atomically(out / "quality.json", to_json({**about, **result, "protocol": told}))
+        write_atomically(out / "summary.json", to_json(headlines(result, extractor.metric, guided_f, guided_b, args.name)))
         guidance_curves(pd.DataFrame(rows), d.word, out / "quality.png", out / "quality.csv")
         draw_strip(folders, d.word, out / "strip.png")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -51,7 +51,9 @@ def alone(items: list[Item]) -> list[Item]:
 def describe(p, pairs: Pairs) -> tuple[dict, tuple | None]:
     """The model's description, and for the decoder the statistics of its inputs."""
     if p.model != "fcn":
-        return {"model": p.model, "encoder": p.encoder, "encoder_weights": p.encoder_weights, "size": p.size}, None
+        width = {"decoder_width": p.decoder_width} if p.model == "unet" else {}
+        return {"model": p.model, "encoder": p.encoder, "encoder_weights": p.encoder_weights, **width,
+                "size": p.size}, None  # fmt: skip
     channels, mean, std = channel_statistics(pairs)
     return {"model": "fcn", "channels": channels, "width": p.width, "kernel": p.kernel, "upsample": p.upsample,
             "size": p.size}, (mean, std)  # fmt: skip

@@ -189,7 +189,7 @@ def test_a_trained_net_is_read_without_asking_for_downloaded_weights(tmp_path, m
     asked = []
 
     class Net(torch.nn.Linear):
-        def __init__(self, encoder_name, encoder_weights, in_channels, classes):
+        def __init__(self, encoder_name, encoder_weights, in_channels, classes, decoder_channels):
             asked.append((encoder_name, encoder_weights, in_channels, classes))
             super().__init__(1, 1)
 
@@ -198,6 +198,15 @@ def test_a_trained_net_is_read_without_asking_for_downloaded_weights(tmp_path, m
     models.save_model(models.build(config), config, tmp_path)
     assert models.load_model(tmp_path)[1] == config
     assert asked == [("resnet18", "imagenet", 3, 1), ("resnet18", None, 3, 1)]
+
+
+def test_the_width_of_a_unets_decoder_is_its_finest_blocks_and_doubles_with_depth():
+    assert models.decoder_channels(8) == [128, 64, 32, 16, 8]
+    wide, narrow = models.build(NET), models.build({**NET, "decoder_width": 4})
+    for net, channels in ((wide, [256, 128, 64, 32, 16]), (narrow, [64, 32, 16, 8, 4])):
+        assert [block.conv2[0].out_channels for block in net.net.decoder.blocks] == channels
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert narrow({models.IMAGE: x}).shape == (2, 1, 32, 32)
 
 
 @pytest.mark.parametrize("change", [{"encoder": "resnet0"}, {"encoder_weights": "none such"}])

@@ -111,6 +111,30 @@ def test_a_metric_may_have_another_name_in_the_files_of_scores(folder):
     assert got["claims"][0]["verdict"] == FAILS  # 0, 0.1 and 0.2 in the place of 0.6, 0.5 and 0.4
 
 
+def test_several_files_make_one_row_and_no_score_stands_in_two_of_them(folder):
+    one, other = scored(0.6), scored(0.0, images=100, draws=())
+    one["datasets"][""]["scores"] = {"acc": 0.9}
+    other["datasets"][""]["scores"], other["protocol"] = {"iou": 0.7}, {"iou": "of the other file"}
+    several = {"name": "A | 1k", "scores": ["rows/a-1k.json", "rows/more.json"]}
+    write(folder / "rows.yaml", {"rows": {**ROWS["rows"], "a-1k": several}})
+    write(folder / "rows/more.json", other)
+    got = fill(folder, one, scored(0.5), scored(0.4))
+    assert got["rows"][0]["ours"]["held-out world scenes"]["IoU"]["mean"] == 0.7 and got["n"] == 300
+    assert "iou: of the other file" in got["our_protocol"]
+    with pytest.raises(UserError, match=r"rows/more.json: key datasets.''.scores: expected others .*, got .*'iou'"):
+        fill(folder, scored(0.6), scored(0.5), scored(0.4))
+    write(folder / "rows/more.json", scored(0.7, "X"))
+    with pytest.raises(UserError, match=r"rows/more.json: key datasets: expected those of .*/a-1k.json"):
+        fill(folder, one, scored(0.5), scored(0.4))
+    for wrong in ([], [3], {"a": 1}):
+        write(folder / "rows.yaml", {"rows": {"a-1k": {"scores": wrong}}})
+        with pytest.raises(UserError, match="rows.a-1k.scores: expected a file or several"):
+            read_plan(folder)
+    write(folder / "rows.yaml", {"rows": {"a-1k": {**several, "part": "ours"}}})
+    with pytest.raises(UserError, match="rows.a-1k.scores: expected one file of statistics"):
+        read_plan(folder)
+
+
 def test_rows_of_different_images_are_no_table(folder):
     for other in (scored(0.5, images=299), scored(0.5, draws=("1",))):
         with pytest.raises(UserError, match="shared/b.json: expected the other rows' 300 images"):

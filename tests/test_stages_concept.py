@@ -264,14 +264,8 @@ def test_steps_are_scored_by_pooled_pixels_of_each_draw(place, tmp_path):
     table = place / "data/concepts/bird/test"
     items = read_table(table)
     made = write_steps(tmp_path / "steps", items, table)
-    quality = {"metric": "frechet_clip", "scale 1": {"n": 4, "frechet_clip": 7.5, "found": 0.75},
-               "scale 0": {"n": 4, "frechet_clip": 9, "found": 0.25}, "guided_f": "scale 2", "guided_b": "scale -1",
-               "scale 2": {"n": 4, "frechet_clip": 8, "found": 1}, "scale -1": {"n": 4, "frechet_clip": 9, "found": 0},
-               "protocol": {"frechet_clip": "words"}}  # fmt: skip
-    (tmp_path / "q.json").write_text(json.dumps(quality))
-    got = run_stage("evaluate_distillation", "--masks", tmp_path / "steps", "--quality", tmp_path / "q.json",
-                    "--metrics", tmp_path / "m.json", "--plots", tmp_path / "bars", "--rows", tmp_path / "rows",
-                    cwd=place)  # fmt: skip
+    got = run_stage("evaluate_distillation", "--masks", tmp_path / "steps", "--metrics", tmp_path / "m.json",
+                    "--plots", tmp_path / "bars", "--rows", tmp_path / "rows", cwd=place)  # fmt: skip
     assert got.code == 0, got.err
     numbers = json.loads((tmp_path / "m.json").read_text())
     truths = [read_mask(table / i.mask) for i in items]
@@ -286,13 +280,9 @@ def test_steps_are_scored_by_pooled_pixels_of_each_draw(place, tmp_path):
             assert numbers[f"world.distill_{key}.{name}"] == pytest.approx(mean, abs=1e-6)
             assert numbers[f"world.distill_{key}.{name}_std"] == pytest.approx(std, abs=1e-6)
     assert numbers["world.distill.auroc"] == 1 and "world.distill_supervised.iou" not in numbers
-    assert (numbers["world.distill.found_f"], numbers["world.distill.found_b"]) == (0.75, 0.25)
-    assert (numbers["world.distill.found_f_guided"], numbers["world.distill.found_b_guided"]) == (1, 0)
-    assert numbers["world.distill.frechet_clip"] == 7.5
     rows = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "rows").glob("*.json")}
-    assert rows.keys() == {"pre", "unet_pre", "refined", "unet", "unet_syn", "quality"}
+    assert rows.keys() == {"pre", "unet_pre", "refined", "unet", "unet_syn"}
     assert rows["unet"]["datasets"][""]["scores"]["iou"] == numbers["world.distill_unet.iou"]
-    assert rows["quality"]["datasets"][""]["scores"]["frechet_clip"] == 7.5
     assert (rows["pre"]["datasets"][""]["images"], rows["pre"]["datasets"][""]["draws"]) == (4, ["7", "8"])
     with open(tmp_path / "bars.csv") as file:
         bars = {row["row"]: float(row["value"]) for row in csv.DictReader(file)}
@@ -316,17 +306,12 @@ def test_a_set_with_boxes_alone_is_scored_by_boxes(place, tmp_path):
     assert_refused(got, "sample a: expected a mask of the image's size (10, 10)", absent=tmp_path / "deep/m.json")
 
 
-def test_pictures_without_truth_and_a_wrong_quality_file_are_one_line(place, tmp_path):
+def test_pictures_without_truth_are_one_line(place, tmp_path):
     save_png(np.zeros((8, 8, 3), np.uint8), tmp_path / "set/a.png")
     (tmp_path / "set/index.csv").write_text(table_csv([Item("a", "bird", "a.png")]))
     out = tmp_path / "deep/m.json"
     got = run_stage("evaluate_distillation", "--images", tmp_path / "set", "--metrics", out, cwd=place)
     assert_refused(got, "expected a mask for every picture, or boxes for every one, got 0 with a mask", absent=out)
-    write_steps(tmp_path, read_table(place / "data/concepts/bird/test"), place / "data/concepts/bird/test")
-    (tmp_path / "q.json").write_text("{}")
-    got = run_stage("evaluate_distillation", "--masks", tmp_path, "--quality", tmp_path / "q.json", "--metrics", out,
-                    cwd=place)  # fmt: skip
-    assert_refused(got, "q.json: expected the quality.json of stage generation_quality", absent=out)
 
 
 def test_quality_against_guidance(place, tmp_path, tiny_model):
@@ -336,11 +321,15 @@ def test_quality_against_guidance(place, tmp_path, tiny_model):
     assert not (tmp_path / "s").exists()
     told = json.loads((tmp_path / "q/quality.json").read_text())
     assert (told["metric"], told["word"]) == ("frechet_clip", "bird")
-    assert (told["guided_f"], told["guided_b"]) == ("scale 3", "scale 0")
+    assert (told["guided_f"], told["guided_b"]) == (3, 0)
     assert {key for key in told if key.startswith("scale")} == {"scale 0", "scale 1", "scale 3"}
     assert all(told[f"scale {w}"]["frechet_clip"] > 0 and 0 <= told[f"scale {w}"]["found"] <= 1 for w in (0, 1, 3))
     assert "4 generated (png) against 4 real pictures (png)" in told["protocol"]["frechet_clip"]
     assert "17 words bird, dog," in told["protocol"]["found"] and "road" in told["protocol"]["found"]
+    numbers, scale = json.loads((tmp_path / "q/summary.json").read_text()), {w: told[f"scale {w}"] for w in (0, 1, 3)}
+    wanted = {"found_f": scale[1]["found"], "found_b": scale[0]["found"], "found_f_guided": scale[3]["found"],
+              "found_b_guided": scale[0]["found"], "frechet_clip": scale[1]["frechet_clip"]}  # fmt: skip
+    assert numbers == {f"world.distill.{key}": value for key, value in wanted.items()}
     with open(tmp_path / "q/quality.csv") as file:
         table = {row["w"]: row for row in csv.DictReader(file)}
     for w in (0, 1, 3):

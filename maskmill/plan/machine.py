@@ -259,7 +259,7 @@ def measure_step(call: Call, params: Any, device: str, seconds: float = 3.0) -> 
             given[f"feature_{side}_{k}"] = torch.randn(rows, c, side, side, device=place)
         config = {"model": "fcn", "channels": channels, "width": p.width, "kernel": p.kernel, "upsample": p.upsample}
     else:
-        config = {"model": p.model, "encoder": p.encoder, "encoder_weights": ""}
+        config = {"model": p.model, "encoder": p.encoder, "encoder_weights": "", "decoder_width": p.decoder_width}
         given = {IMAGE: torch.rand(rows, 3, p.size, p.size, device=place)}
     model = build(config).to(place).train()
     times = []

@@ -2,7 +2,8 @@
 
 ``rows.yaml`` of a table holds ``rows`` {key: {name, scores, part, control}}, each of them optional: ``name`` is the
 published row (default: the key), ``scores`` the file, relative to the table's folder (default: ``rows/<key>.json``),
-``part`` the part of a file of statistics, ``control`` a label of ours for a row that is part of no claim. What else a
+or several, whose scores stand in one row beside the images and draws of the first, ``part`` the part of a file of
+statistics, ``control`` a label of ours for a row that is part of no claim. What else a
 row holds, parameters for instance, is the business of the table's dvc.yaml. Beside ``rows`` there may be ``data`` and
 ``stand_in`` (what was scored, and what it is called, where it stands in for the paper's data), ``notes``,
 ``metrics`` {metric of the table: key in a file of scores, or of statistics, there also ``distance.<key>`` for how far
@@ -25,12 +26,17 @@ from maskmill.report.tables import compare, listed, need, read_yaml
 
 @dataclass(frozen=True)
 class Row:
-    """One row of ours: its name, its file of scores, of statistics the part of the file; a control is in no claim."""
+    """One row of ours: its name, its file of scores, of statistics the part of the file; a control is in no claim.
+
+    Attributes:
+        more: further files of scores of the same data sets, with metrics that the first has not.
+    """
 
     name: str
     path: Path
     part: str = ""
     control: bool = False
+    more: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,17 @@ def _rows_found(folder: Path) -> tuple[Row, ...]:
 
 def _row(folder: Path, key: str, row: object, where: str) -> Row:
     need(isinstance(row, dict), where, f"rows.{key}", "a mapping", row)
-    for part in ("name", "control", "scores", "part"):
+    for part in ("name", "control", "part"):
         value = row.get(part, "")
         need(isinstance(value, str), where, f"rows.{key}.{part}", "a string (quote a number)", value)
     need(not {"name", "control"} <= set(row), where, f"rows.{key}", "a name or a control, not both", row)
-    path = Path(os.path.normpath(folder / row.get("scores", f"rows/{key}.json")))
-    return Row(row.get("control", row.get("name", key)), path, row.get("part", ""), "control" in row)
+    files = row.get("scores", f"rows/{key}.json")
+    files = files if isinstance(files, list) else [files]
+    named = files and all(isinstance(file, str) for file in files)
+    need(named, where, f"rows.{key}.scores", "a file or several", row.get("scores"))
+    need(len(files) == 1 or "part" not in row, where, f"rows.{key}.scores", "one file of statistics", files)
+    path, *more = (Path(os.path.normpath(folder / file)) for file in files)
+    return Row(row.get("control", row.get("name", key)), path, row.get("part", ""), "control" in row, tuple(more))
 
 
 def read_scores(row: Row, metrics: Mapping[str, str]) -> dict:
@@ -111,9 +122,25 @@ def read_scores(row: Row, metrics: Mapping[str, str]) -> dict:
     Raises:
         UserError: no such file, no JSON, or of neither form; names the file and the key.
     """
-    where = str(row.path)
+    found = _read_scores(row, row.path, metrics)
+    for path in row.more:
+        other = _read_scores(row, path, metrics)
+        need(other["datasets"].keys() == found["datasets"].keys(), str(path), "datasets",
+             f"those of {row.path}, {list(found['datasets'])}", list(other["datasets"]))  # fmt: skip
+        for name, scored in other["datasets"].items():
+            scores = found["datasets"][name]["scores"]
+            twice = sorted(scores.keys() & scored["scores"].keys())
+            need(not twice, str(path), f"datasets.{name or repr(name)}.scores", f"others than in {row.path}", twice)
+            scores |= scored["scores"]
+        found["protocol"] = {**found.get("protocol", {}), **other.get("protocol", {})}
+    return found
+
+
+def _read_scores(row: Row, path: Path, metrics: Mapping[str, str]) -> dict:
+    """One file of a row's scores."""
+    where = str(path)
     try:
-        found = json.loads(row.path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{where}: expected the scores of row {row.name!r}, got no such file; run dvc repro") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -190,7 +217,7 @@ def compare_scored(published: dict, plan: Plan) -> dict:
         published, ours[False], data=data, n=sum(count for count, _ in about.values()),
         seeds=[int(draw) if str(draw).isdigit() else draw for draw in draws],
         stand_in=plan.stand_in if stands_in else None, controls=ours[True],
-        protocol=_protocol(published["metrics"], found), notes=plan.notes,
+        protocol=_protocol([*names, *names.values()], found), notes=plan.notes,
     )  # fmt: skip
 
 

@@ -26,12 +26,12 @@ IMAGE = "image"  # the one input of an end-to-end net
 class EndToEnd(nn.Module):
     """A segmentation_models_pytorch net on images (B, 3, S, S) in 0..1, with the interface of the decoder."""
 
-    def __init__(self, name: str, encoder: str, weights: str) -> None:
+    def __init__(self, name: str, encoder: str, weights: str, **more: Any) -> None:
         super().__init__()
         import segmentation_models_pytorch as smp  # late: the decoder does without it and starts sooner
 
         net = getattr(smp, END_TO_END[name])
-        self.net = net(encoder_name=encoder, encoder_weights=weights or None, in_channels=3, classes=1)
+        self.net = net(encoder_name=encoder, encoder_weights=weights or None, in_channels=3, classes=1, **more)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """``image`` (B, 3, S, S) -> logits (B, 1, S, S).
@@ -49,7 +49,8 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     """A model from its description: ``model`` (fcn, unet, deeplabv3) and that model's arguments.
 
     fcn: ``channels`` {feature name: channels}, ``width``, ``kernel``, ``upsample``. unet, deeplabv3: ``encoder`` (a
-    name that segmentation_models_pytorch lists), ``encoder_weights`` ('' for none).
+    name that segmentation_models_pytorch lists), ``encoder_weights`` ('' for none). unet: ``decoder_width``, the
+    channels of its decoder's last block (16), doubled from each block to the one before.
 
     Raises:
         UserError: the encoder is unknown or its weights are not at hand.
@@ -57,10 +58,17 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     if config["model"] == "fcn":
         return Decoder(config["channels"], config["width"], config["kernel"], config["upsample"])
     try:
-        return EndToEnd(config["model"], config["encoder"], config["encoder_weights"])
+        unet = {"decoder_channels": decoder_channels(config.get("decoder_width", 16))}
+        more = unet if config["model"] == "unet" else {}
+        return EndToEnd(config["model"], config["encoder"], config["encoder_weights"], **more)
     except Exception as error:  # the library raises errors of any kind for unknown encoders and failed downloads
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"encoder {config['encoder']!r} of {config['model']}: cannot be built: {reason}") from None
+
+
+def decoder_channels(width: int, blocks: int = 5) -> list[int]:
+    """Of a U-Net's decoder, from the coarsest block to the finest, which has ``width``."""
+    return [width * 2**k for k in reversed(range(blocks))]
 
 
 def save_model(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
