@@ -1,4 +1,5 @@
 # make repro   environment, installation, the whole pipeline; then the numbers and where the pictures are
+# make words   concept distillation of both words up to its Table 2, side by side, a core for each; after make repro
 # make test    environment, installation, the tests
 # make plan    what a run of the present parameters needs: hours, disk, memory, weights, data sets (PROFILE=sd14: of a
 #              profile's values; TARGETS="attentioncut@test tables/diffusionseg-tab3/dvc.yaml": of these alone)
@@ -8,13 +9,24 @@ SHELL := /bin/bash
 PYTHON ?= python3
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
-.PHONY: repro test plan verify install
+# Of each word; --single-item, as two walks through the whole pipeline would lock each other out.
+FIRST := mean_attention distill_inpaint refine_masks
+WORD := $(FIRST) concept_set mask_sampled export_set distill_unet distill_unet_syn evaluate_distillation
+OTHER := $(addprefix tables/distillation/dvc.yaml:,$(FIRST) concept_set distill_unet evaluate_distillation)
+
+.PHONY: repro words test plan verify install
 .DELETE_ON_ERROR:
 
 repro: .venv/installed
 	$(IN_VENV) python -m dvc repro
 	@$(IN_VENV) python -m json.tool metrics/summary.json
 	@echo "pictures: metrics/grids/*.png   curves: metrics/plots/*.png   all in one page: dvc plots show"
+
+words: .venv/installed
+	$(IN_VENV) python -m dvc repro concept "tables/distillation/dvc.yaml:concept"
+	$(IN_VENV) MASKMILL_WORKERS=1 python -m dvc repro -s $(WORD) & first=$$!; \
+	$(IN_VENV) MASKMILL_WORKERS=1 python -m dvc repro -s $(OTHER); second=$$?; wait $$first && exit $$second
+	$(IN_VENV) python -m dvc repro -s tables/distillation-tab2/dvc.yaml
 
 test: .venv/tested
 	$(IN_VENV) python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
