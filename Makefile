@@ -24,8 +24,8 @@ repro: .venv/installed
 
 words: .venv/installed
 	$(IN_VENV) python -m dvc repro concept "tables/distillation/dvc.yaml:concept"
-	$(IN_VENV) MASKMILL_WORKERS=1 python -m dvc repro -s $(WORD) & first=$$!; \
-	$(IN_VENV) MASKMILL_WORKERS=1 python -m dvc repro -s $(OTHER); second=$$?; wait $$first && exit $$second
+	$(IN_VENV) MASKMILL_WORKERS=1 python -m dvc --wait-for-lock repro -s $(WORD) & first=$$!; \
+	$(IN_VENV) MASKMILL_WORKERS=1 python -m dvc --wait-for-lock repro -s $(OTHER); second=$$?; wait $$first && exit $$second
 	$(IN_VENV) python -m dvc repro -s tables/distillation-tab2/dvc.yaml
 
 test: .venv/tested
