@@ -148,7 +148,8 @@ def main() -> None:
             write_atomically(out / "rows" / f"{row['w']:g}.json", to_json(scored))
         about = {"metric": extractor.metric, "word": d.word, "guided_f": guided_f, "guided_b": guided_b}
         write_atomically(out / "quality.json", to_json({**about, **result, "protocol": told}))
-        write_atomically(out / "summary.json", to_json(headlines(result, extractor.metric, guided_f, guided_b, args.name)))
+        numbers = headlines(result, extractor.metric, guided_f, guided_b, args.name)
+        write_atomically(out / "summary.json", to_json(numbers))
         guidance_curves(pd.DataFrame(rows), d.word, out / "quality.png", out / "quality.csv")
         draw_strip(folders, d.word, out / "strip.png")
     shutil.rmtree(scratch, ignore_errors=True)
