@@ -13,7 +13,6 @@ Expect:   refined masks above the preliminary ones, the U-Nets above the masks t
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from maskmill.cli import die_with_parent, progress, stage_arguments, write_atomically

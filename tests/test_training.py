@@ -6,7 +6,6 @@ import copy
 import math
 import os
 import socket
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
