@@ -10,7 +10,7 @@ PYTHON ?= python3
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 # Of each word; --single-item, as two walks through the whole pipeline would lock each other out.
-FIRST := mean_attention distill_inpaint refine_masks
+FIRST := concept mean_attention distill_inpaint refine_masks
 WORD := $(FIRST) concept_set mask_sampled export_set distill_unet distill_unet_syn evaluate_distillation
 OTHER := $(addprefix tables/distillation/dvc.yaml:,$(FIRST) concept_set distill_unet evaluate_distillation)
 
@@ -23,7 +23,6 @@ repro: .venv/installed
 	@echo "pictures: metrics/grids/*.png   curves: metrics/plots/*.png   all in one page: dvc plots show"
 
 words: .venv/installed
-	$(IN_VENV) python -m dvc repro concept "tables/distillation/dvc.yaml:concept"
 	$(IN_VENV) MASKMILL_WORKERS=1 python -m dvc --wait-for-lock repro -s $(WORD) & first=$$!; \
 	$(IN_VENV) MASKMILL_WORKERS=1 python -m dvc --wait-for-lock repro -s $(OTHER); second=$$?; wait $$first && exit $$second
 	$(IN_VENV) python -m dvc repro -s tables/distillation-tab2/dvc.yaml

@@ -177,7 +177,7 @@ class AttentionCut:
     tau: Share
     seeds: Count
     beta: Weight
-    r_percentile: Annotated[float, Limits(above=0, high=100)]
+    r_percentile: Annotated[float, Limits(above=50, high=100)]
     normalise: Literal["sum", "clip", "max"]
     midpoint: Annotated[float, Limits(0, 0.999)]
     eps: Annotated[float, Limits(above=0, high=0.499)]

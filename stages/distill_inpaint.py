@@ -44,7 +44,7 @@ from maskmill.report.training import training_curve
 
 CODE = ("maskmill.training", "maskmill.diffusion.backbone", "maskmill.diffusion.inpainting", "maskmill.masks.cells")
 MOMENTS = 4  # times during the training at which pictures are drawn, beside the one before it
-PICTURES, PICTURE_STEPS = 3, 20  # of each kind; steps of DDIM
+PICTURES, PICTURE_STEPS = 3, 10  # of each kind; steps of DDIM
 STREAM = 37  # keeps the noise of these pictures apart from that of other stages
 
 

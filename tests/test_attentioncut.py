@@ -207,7 +207,7 @@ def test_refined_map_weighs_resolutions_by_their_layers():
         refined_map(record, seeds, (4, 4), {4: 3})
 
 
-def test_a_percentile_of_r_cuts_spikes_off_and_a_hundred_changes_nothing():
+def test_a_percentile_of_r_cuts_spikes_and_dips_off_and_a_hundred_changes_nothing():
     matrix = np.zeros((100, 100), np.float32)
     matrix[0] = matrix[:, 0] = np.arange(100)
     matrix[0, 99] = matrix[99, 0] = 1000  # as a seed's attention to itself
@@ -215,9 +215,9 @@ def test_a_percentile_of_r_cuts_spikes_off_and_a_hundred_changes_nothing():
     spiky = refined_map(record, seeds, (10, 10)).ravel()
     assert np.array_equal(spiky, scaled(matrix[0])) and spiky[98] < 0.1
     assert np.array_equal(refined_map(record, seeds, (10, 10), None, 100.0).ravel(), spiky)
-    # halfway between the values of rank 50 and 51, which are 50 and 51: all above it are 1
-    cut = refined_map(record, seeds, (10, 10), None, 100 * 50.5 / 99).ravel()
-    np.testing.assert_allclose(cut, np.minimum(np.arange(100), 50.5) / 50.5, atol=1e-6)
+    # 1 halfway between the values of rank 89 and 90, which are 89 and 90, 0 halfway between those of rank 9 and 10
+    cut = refined_map(record, seeds, (10, 10), None, 100 * 89.5 / 99).ravel()
+    np.testing.assert_allclose(cut, (np.clip(np.arange(100), 9.5, 89.5) - 9.5) / 80, atol=1e-6)
     whole, image, _ = scene()
     result = attention_cut(whole, image, CutParams(r_percentile=90.0, tau=0.5), rng())
     assert np.array_equal(result.refined, refined_map(whole, result.boundary, image.shape[:2], None, 90.0))
@@ -420,7 +420,7 @@ def test_what_went_another_way_is_flagged():
     [
         {"top_k": 0}, {"tau": -0.1}, {"tau": 1.1}, {"beta": -1.0}, {"beta": float("nan")}, {"lambda_": -0.1},
         {"seeds": 0}, {"use_cross": False, "use_refined": False}, {"size": 1}, {"size": -8}, {"t_max": 0.0},
-        {"t_max": 1.5}, {"r_percentile": 0.0}, {"r_percentile": 100.1}, {"normalise": "mean"}, {"midpoint": 1.0},
+        {"t_max": 1.5}, {"r_percentile": 50.0}, {"r_percentile": 100.1}, {"normalise": "mean"}, {"midpoint": 1.0},
         {"eps": 0.0}, {"eps": 0.5}, {"sigma": 0.0}, {"neighbours": 6}, {"threshold": 0.0},
     ],
 )  # fmt: skip

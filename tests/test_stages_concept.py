@@ -327,8 +327,11 @@ def test_quality_against_guidance(place, tmp_path, tiny_model):
     assert "4 generated (png) against 4 real pictures (png)" in told["protocol"]["frechet_clip"]
     assert "17 words bird, dog," in told["protocol"]["found"] and "road" in told["protocol"]["found"]
     numbers, scale = json.loads((tmp_path / "q/summary.json").read_text()), {w: told[f"scale {w}"] for w in (0, 1, 3)}
+    alone = told["alone"]
+    assert (alone["guidance"], alone["negative"], alone["n"]) == (3.0, "", 4)
     wanted = {"found_f": scale[1]["found"], "found_b": scale[0]["found"], "found_f_guided": scale[3]["found"],
-              "found_b_guided": scale[0]["found"], "frechet_clip": scale[1]["frechet_clip"]}  # fmt: skip
+              "found_b_guided": scale[0]["found"], "found_f_cfg": alone["y_f"], "found_b_cfg": alone["y_b"],
+              "frechet_clip": scale[1]["frechet_clip"]}  # fmt: skip
     assert numbers == {f"world.distill.{key}": value for key, value in wanted.items()}
     with open(tmp_path / "q/quality.csv") as file:
         table = {row["w"]: row for row in csv.DictReader(file)}

@@ -54,9 +54,10 @@ class CutParams:
         size: working resolution h = w, 0 = that of the image (ours). A_c and r are smooth, the image is not: a larger
             size buys finer outlines through D alone.
         t_max: share of the diffusion time, in (0, 1], whose bins enter A_c (ours; 1 = all, as Eq. 2).
-        r_percentile: percentile of its values in the picture at which r reaches 1, in (0, 100] (ours). 100 is the
-            maximum, as everywhere else. On fine grids that is a seed's attention to itself, which presses r on the rest
-            of the object towards 0; a lower one cuts such spikes off.
+        r_percentile: P, percentile of its values in the picture at which r reaches 1, in (50, 100] (ours); 0 is reached
+            at 100 - P. 100 is the maximum and the minimum, as everywhere else. On fine grids these are single pixels: a
+            seed's attention to itself, which presses r on the rest of the object towards 0, and a dip that a coarser
+            record does not have, which shifts all of r. A lower P cuts both off.
         normalise: how A_c + beta r, up to 1 + beta, is brought to 0..1 (ours): "sum" divides by 1 + beta, "clip" cuts
             off at 1 (Eq. 4 to the letter), "max" divides by the largest value in the picture.
         midpoint: value of the normalised sum at which both labels cost the same (ours), in [0, 1). 0.5 leaves it as
@@ -97,7 +98,7 @@ class CutParams:
             ("use_refined", self.use_cross or self.use_refined, "true when use_cross is false"),
             ("size", self.size == 0 or self.size >= 2, "0 (image size) or a whole number of at least 2"),
             ("t_max", 0 < self.t_max <= 1, "a number above 0 and at most 1"),
-            ("r_percentile", 0 < self.r_percentile <= 100, "a number above 0 and at most 100"),
+            ("r_percentile", 50 < self.r_percentile <= 100, "a number above 50 and at most 100"),
             ("normalise", self.normalise in NORMALISE, f"one of {', '.join(NORMALISE)}"),
             ("midpoint", 0 <= self.midpoint < 1, "0 (Otsu) or a number below 1"),
             ("eps", 0 < self.eps < 0.5, "a number above 0 and below 0.5"),
@@ -329,7 +330,7 @@ def refined_map(
     self_layers: Mapping[int, int] | None = None,
     percentile: float = 100.0,
 ) -> np.ndarray:
-    """r of Eq. 3: r(p) = 1/|B| sum over b in B of A_s(p, b), cut off at a percentile and min-max scaled (ours).
+    """r of Eq. 3: r(p) = 1/|B| sum over b in B of A_s(p, b), cut off at two percentiles and scaled (ours).
 
     The paper takes A_s as symmetric, which attention is not: who looks at a seed and where the seed looks differ. Ours
     is the mean of both, as the record holds it between the cells of a c x c grid; a seed counts for the cell it lies
@@ -340,7 +341,7 @@ def refined_map(
         seeds: B, (n, 2) int at working size, n at least 1.
         shape: working size (h, w).
         self_layers: r -> number of self-attention layers; None counts all resolutions alike.
-        percentile: of r, where it reaches 1, see ``CutParams.r_percentile``.
+        percentile: P of r, where it reaches 1, see ``CutParams.r_percentile``.
 
     Returns:
         (h, w) float32, 0..1.
@@ -354,7 +355,8 @@ def refined_map(
         met = np.flatnonzero(share)  # the cells that seeds lie in, k of n
         mean = share[met] @ x[_places(n)[met]]  # A_s(B, p), (n,)
         refined += shares[r] * resize(mean.reshape(side, side), shape)
-    return scaled(np.minimum(refined, np.float32(np.percentile(refined, percentile))))
+    low, high = np.percentile(refined, (100 - percentile, percentile))
+    return scaled(np.clip(refined, np.float32(low), np.float32(high)))
 
 
 def objectness(

@@ -414,10 +414,12 @@ def _exported(c: Command, p: Params, ledger: Ledger) -> Cost:
 
 
 def _quality(c: Command, p: Params, ledger: Ledger) -> Cost:
-    """Pictures of the fine-tuned model for each w; at 0 and at 1 one of the two prompts is enough."""
-    q, size = p.generation_quality, p.generate.size
-    n = q.count * len(q.guidance)
-    calls = sum(q.count * q.steps * (1 if w in (0.0, 1.0) else 2) for w in q.guidance)
+    """Pictures of the fine-tuned model for each w between its concepts, where one of the two prompts is enough at 0 and
+    at 1, and for each concept alone."""
+    q, size, scale = p.generation_quality, p.generate.size, p.generate.guidance
+    n = q.count * (len(q.guidance) + 2)
+    prompts = sum(1 if w in (0.0, 1.0) else 2 for w in q.guidance) + 2 * (1 if scale == 1 else 2)
+    calls = q.count * q.steps * prompts
     return Cost(n, calls, _latent(ledger.shape, size), 2, n * shapes.vae_flops(ledger.shape, size)[1], size=size,
                 seconds=n * SECONDS["judge"])  # fmt: skip
 
