@@ -362,6 +362,7 @@ class Distill:
     batch: Count
     lr: Positive
     size: Annotated[int, Limits(low=16)]
+    log_every: Count
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from pathlib import Path
 import pandas as pd
 
 from maskmill import store, workers
-from maskmill.cli import Runtime, die_with_parent, progress, runtime, stage_arguments, write_atomically
+from maskmill.cli import Runtime, die_with_parent, runtime, stage_arguments, write_atomically
 from maskmill.datasets.table import read_image
 from maskmill.diffusion import passes
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.prompts import Row, check_context, load_tokenizer, read_csv
-from maskmill.spread import fill
+from maskmill.spread import each, fill
 from maskmill.synthesis import Synthesiser, save_pictures, set_table
 from maskmill.zeroshot import ZeroShot
 
@@ -84,17 +84,27 @@ def check_filter(rows: list[Row], clip: str, share: float) -> None:
         raise UserError("generate.filter: expected 0, or at least two classes for CLIP to choose from, got one")
 
 
-def judge(rows: list[Row], images: Path, params, device: str) -> pd.DataFrame:
+class Judge:
+    """One worker of the noise filter: CLIP, and what it says of some images."""
+
+    def __init__(self, clip: str, classes: list[str], images: Path, device: str) -> None:
+        self.images, self.clip = images, ZeroShot(clip, classes, device=device)
+
+    def __call__(self, rows: list[Row]) -> list[tuple[float, str]]:
+        """The probability of each image's own class, and the class that CLIP would choose."""
+        classes = self.clip.classes
+        p = self.clip.probabilities(read_image(self.images / f"{row.sample_id}.png") for row in rows)
+        return [(own[classes.index(row.cls)], classes[own.argmax()]) for row, own in zip(rows, p, strict=True)]
+
+
+def judge(rows: list[Row], images: Path, params, settings: Runtime) -> pd.DataFrame:
     """The table of the set: every image with the probability that CLIP gives to its own class."""
     table = set_table(rows)
     if params.model.clip:
-        workers.pin(device)
-        clip = ZeroShot(params.model.clip, sorted(set(table["class"])), device=device)
-        pictures = (read_image(images / f"{i}.png") for i in progress(table["sample_id"], "judge", unit="image"))
-        p = clip.probabilities(pictures)
-        own = [clip.classes.index(c) for c in table["class"]]
-        table["clip_own"] = p[range(len(p)), own].round(6)
-        table["clip_best"] = [clip.classes[k] for k in p.argmax(1)]
+        arguments = (params.model.clip, sorted(set(table["class"])), images)
+        found = each(rows, SHARD, Judge, arguments, "judge", workers.devices(settings.device, settings.workers))
+        table["clip_own"] = [round(own, 6) for own, _ in found.values()]
+        table["clip_best"] = [best for _, best in found.values()]
         table = table[table["clip_own"] >= params.generate.filter]
     if table.empty:
         raise UserError(f"generate.filter {params.generate.filter}: expected some images to pass, all were dropped")
@@ -128,7 +138,7 @@ def main() -> None:
             features = stack.enter_context(store.ShardWriter(out / "features", ids, stamp, {}, SHARD, place))
         images = writer.folder / "images"
         synthesise(rows, writer, features, images, params, settings)
-        table = judge(rows, images, params, settings.device)
+        table = judge(rows, images, params, settings)
         for name in table["image"]:
             target = out / "set" / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ Outputs:  <out>/quality.json: for each w the Frechet distance to the real pictur
           used; found_f_cfg, found_b_cfg of each prompt by itself with the guidance of all other pictures,
           generate.guidance away from generate.negative;
           <out>/rows/<w>.json: the same as rows of a table; <out>/quality.csv and quality.png: the same over w;
-          <out>/strip.png: the pictures of a few seeds across w
+          <out>/strip.png: the pictures of a few seeds across w, and of each prompt by itself
 Command:  python stages/generation_quality.py --unet data/distill/bird/unet --real data/concepts/bird/train
 Time:     about 2 minutes for 9 x 100 pictures of the miniature on 2 cores; killed, it goes on at the last shard
 Expect:   the object in most pictures under y_f, in few under y_b; on the miniature without guidance in half and in few
@@ -110,14 +110,20 @@ def headlines(
     return {f"{name}.distill.{key}": value for key, value in sorted(numbers.items())}
 
 
-def draw_strip(folders: dict[float, Path], word: str, path: Path) -> None:
-    """A row for each of a few seeds, a column for each w."""
-    columns = [Column(f"{w:g}", f"w = {w:g}", "image", {0.0: "background", 1.0: "object"}.get(w, "")) for w in folders]
-    files = {w: sorted(folder.glob("*.png"))[:STRIP] for w, folder in folders.items()}
+def draw_strip(folders: dict[Way, Path], word: str, path: Path) -> None:
+    """A row for each of a few seeds; a column for each w between the concepts, then one for each concept alone."""
+    notes = {("between", 0.0): "background", ("between", 1.0): "object"}
+    columns, files = [], {}
+    for k, ((kind, w), folder) in enumerate(folders.items()):
+        title, note = f"w = {w:g}", notes.get((kind, w), "")
+        if kind != "between":
+            title, note = ("object alone" if kind == "y_f" else "background alone"), f"guidance {w:g}"
+        columns.append(Column(str(k), title, "image", note))
+        files[str(k)] = sorted(folder.glob("*.png"))[:STRIP]
     rows = []
-    for k in range(len(next(iter(files.values())))):
-        panels = {f"{w:g}": read_image(paths[k]) for w, paths in files.items()}
-        rows.append(Row(next(iter(panels.values())), panels, f"noise {k + 1}"))
+    for k in range(len(files["0"])):
+        panels = {key: read_image(paths[k]) for key, paths in files.items()}
+        rows.append(Row(panels["0"], panels, f"noise {k + 1}"))
     picture_grid(rows, columns, path, f"One noise each row, guided from the background to the {word}", 128)
 
 
@@ -166,7 +172,7 @@ def main() -> None:
         numbers = headlines(result, alone, extractor.metric, guided_f, guided_b, args.name)
         write_atomically(out / "summary.json", to_json(numbers))
         guidance_curves(pd.DataFrame(rows), d.word, out / "quality.png", out / "quality.csv")
-        draw_strip(between, d.word, out / "strip.png")
+        draw_strip(folders, d.word, out / "strip.png")
     shutil.rmtree(scratch, ignore_errors=True)
     print(f"{args.out}: {extractor.metric} {result['scale 1'][extractor.metric]:.3f} at w = 1; {d.word} found in "
           f"{alone['y_f']:.0%} of the pictures under y_f, {alone['y_b']:.0%} under y_b")  # fmt: skip
