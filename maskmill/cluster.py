@@ -107,9 +107,10 @@ def _connect(address: str, places: Sequence[str]) -> tuple[Any, bool]:
         else:
             del quiet["include_dashboard"]
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises errors of any kind: bare ones too, where its processes do not start in time
         reason = " ".join(str(error).split())[:150]
-        raise UserError(f"MASKMILL_RAY {address}: expected local or a cluster's address, got: {reason}") from None
+        wanted = "Ray to start" if address == "local" else "local or a cluster's address"
+        raise UserError(f"MASKMILL_RAY {address}: expected {wanted}, got: {reason}") from None
     return ray, True
 
 

@@ -180,6 +180,17 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch, connecte
         cluster.run(Square, (tmp_path, ""), JOBS, ["cpu"], print, "nowhere:6379")
 
 
+def test_a_ray_that_does_not_start_is_one_line(tmp_path, monkeypatch, connected):
+    monkeypatch.setattr(connected, "is_initialized", lambda: False)
+
+    def refuse(**options):
+        raise Exception("The current node timed out\nduring startup.")  # as Ray does on a machine that is too busy
+
+    monkeypatch.setattr(connected, "init", refuse)
+    with pytest.raises(UserError, match="^MASKMILL_RAY local: expected Ray to start, got: The current node timed out d"):
+        cluster.run(Square, (tmp_path, ""), JOBS, ["cpu"], print, "local")
+
+
 def test_settings_reach_the_workers_but_not_the_switch_itself(monkeypatch, connected):
     seen = {}
     monkeypatch.setattr(connected, "is_initialized", lambda: False)
