@@ -1,6 +1,6 @@
 """One worker against two with one thread each on the miniature's stage ``generate``: time, and file for file the same.
 
-    python bench/workers.py --out scratch/workers                  # 960 pictures: about 12 minutes on two idle cores
+    python bench/workers.py --out scratch/workers                  # 960 pictures: half an hour on two idle cores
     python bench/workers.py --count 128 --kills 2 --out scratch/workers
     python bench/workers.py --ray --out scratch/workers            # the two workers are Ray's
 
