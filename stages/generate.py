@@ -10,26 +10,27 @@ Expect:   images that show their class; the same files whatever MASKMILL_BATCH, 
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from maskmill import store, workers
+from maskmill import store
 from maskmill.cli import Runtime, die_with_parent, runtime, stage_arguments, write_atomically
-from maskmill.datasets.table import read_image
 from maskmill.diffusion import passes
 from maskmill.errors import UserError, exit_cleanly
 from maskmill.prompts import Row, check_context, load_tokenizer, read_csv
-from maskmill.spread import each, fill
+from maskmill.spread import fill
 from maskmill.synthesis import Synthesiser, save_pictures, set_table
 from maskmill.zeroshot import ZeroShot
 
-SHARD = 32
+SHARD = 16  # small, as at the end workers wait for the last one; large, as a GPU takes no more pictures at once
 CODE = ("maskmill.diffusion.passes", "maskmill.diffusion.capture", "maskmill.diffusion.sampling",
-        "maskmill.diffusion.backbone", "maskmill.diffusion.features")  # fmt: skip
+        "maskmill.diffusion.backbone", "maskmill.diffusion.features", "maskmill.zeroshot")  # fmt: skip
 
 
 def check_prompts(rows: list[Row], negative: str, path: str, tokenizer) -> None:
@@ -46,26 +47,43 @@ def check_prompts(rows: list[Row], negative: str, path: str, tokenizer) -> None:
 
 
 class Work:
-    """One worker: the model, and what it does with a shard. Images are there before the shard that vouches for them."""
+    """One worker: the models, and what it does with a shard. Images, and what CLIP says of them, are there before the
+    shard that vouches for them."""
 
     def __init__(
-        self, records: store.ShardFolder, features: store.ShardFolder | None, images: Path, params, batch: int,
-        device: str,
+        self, records: store.ShardFolder, features: store.ShardFolder | None, images: Path, classes: list[str], params,
+        batch: int, device: str,
     ) -> None:  # fmt: skip
-        g = params.generate
+        g, clip = params.generate, params.model.clip
         self.records, self.features, self.images = records, features, images
         shape = passes.RecordShape(g.bins, g.cells)
         path = params.invert_features.path if features is not None else None
         self.synthesise = Synthesiser(params.model, g, g.negative, shape, batch, device, path)
+        self.clip = ZeroShot(clip, classes, device=device) if clip else None
 
     def __call__(self, job: tuple[int, list[Row]]) -> None:
         shard, rows = job
         made = self.synthesise(rows)
         save_pictures(made, self.images)
+        if self.clip is not None:
+            found = judge(self.clip, rows, [made[row.sample_id].picture for row in rows])
+            store.write_atomically(verdicts(self.images, shard), store.canonical_json(found))
         if self.features is not None:
             self.features.put(shard, list(made), {name: own.features for name, own in made.items()})
         self.records.describe(self.synthesise.meta)
         self.records.put(shard, list(made), {name: own.record for name, own in made.items()})
+
+
+def verdicts(images: Path, shard: int) -> Path:
+    """Where a worker keeps what CLIP says of a shard's images."""
+    return images / f"{shard:05d}.json"
+
+
+def judge(clip: ZeroShot, rows: list[Row], pictures: list[np.ndarray]) -> dict[str, tuple[float, str]]:
+    """id -> the probability of the image's own class, and the class that CLIP would choose."""
+    p, classes = clip.probabilities(pictures), clip.classes  # (images, classes)
+    return {row.sample_id: (round(float(own[classes.index(row.cls)]), 6), classes[own.argmax()])
+            for row, own in zip(rows, p, strict=True)}  # fmt: skip
 
 
 def synthesise(rows: list[Row], records, features, images: Path, params, settings: Runtime) -> None:
@@ -73,7 +91,8 @@ def synthesise(rows: list[Row], records, features, images: Path, params, setting
     folders = [records.shard_folder, features.shard_folder if features is not None else None]
     writers = [records, *([features] if features is not None else [])]
     by_id = {row.sample_id: row for row in rows}
-    fill(writers, by_id, Work, (*folders, images, params, settings.batch), "generate", settings)
+    work = (*folders, images, sorted({row.cls for row in rows}), params, settings.batch)
+    fill(writers, by_id, Work, work, "generate", settings)
 
 
 def check_filter(rows: list[Row], clip: str, share: float) -> None:
@@ -84,27 +103,12 @@ def check_filter(rows: list[Row], clip: str, share: float) -> None:
         raise UserError("generate.filter: expected 0, or at least two classes for CLIP to choose from, got one")
 
 
-class Judge:
-    """One worker of the noise filter: CLIP, and what it says of some images."""
-
-    def __init__(self, clip: str, classes: list[str], images: Path, device: str) -> None:
-        self.images, self.clip = images, ZeroShot(clip, classes, device=device)
-
-    def __call__(self, rows: list[Row]) -> list[tuple[float, str]]:
-        """The probability of each image's own class, and the class that CLIP would choose."""
-        classes = self.clip.classes
-        p = self.clip.probabilities(read_image(self.images / f"{row.sample_id}.png") for row in rows)
-        return [(own[classes.index(row.cls)], classes[own.argmax()]) for row, own in zip(rows, p, strict=True)]
-
-
-def judge(rows: list[Row], images: Path, params, settings: Runtime) -> pd.DataFrame:
-    """The table of the set: every image with the probability that CLIP gives to its own class."""
+def kept(rows: list[Row], images: Path, shards: int, params) -> pd.DataFrame:
+    """The table of the set: with a CLIP model, the images that pass the noise filter and what CLIP said of each."""
     table = set_table(rows)
     if params.model.clip:
-        arguments = (params.model.clip, sorted(set(table["class"])), images)
-        found = each(rows, SHARD, Judge, arguments, "judge", workers.devices(settings.device, settings.workers))
-        table["clip_own"] = [round(own, 6) for own, _ in found.values()]
-        table["clip_best"] = [best for _, best in found.values()]
+        found = {k: v for shard in range(shards) for k, v in json.loads(verdicts(images, shard).read_text()).items()}
+        table["clip_own"], table["clip_best"] = zip(*(found[i] for i in table["sample_id"]), strict=True)
         table = table[table["clip_own"] >= params.generate.filter]
     if table.empty:
         raise UserError(f"generate.filter {params.generate.filter}: expected some images to pass, all were dropped")
@@ -122,9 +126,10 @@ def main() -> None:
     check_prompts(rows, params.generate.negative, args.prompts, load_tokenizer(params.model.id, params.model.revision))
     check_filter(rows, params.model.clip, params.generate.filter)
     made_from = {k: v for k, v in asdict(params.generate).items() if k != "filter"}
+    model = params.model
     stamp = store.fingerprint(
-        made_from, params.invert_features.path, asdict(params.model),
-        store.model_stamp(params.model.id, params.model.revision), [asdict(r) for r in rows], store.code_hashes(*CODE),
+        made_from, params.invert_features.path, asdict(model), store.model_stamp(model.id, model.revision),
+        store.model_stamp(model.clip, "") if model.clip else "", [asdict(r) for r in rows], store.code_hashes(*CODE),
     )  # fmt: skip
     shutil.rmtree(out, ignore_errors=True)  # as DVC does; what is worth keeping waits in scratch
     ids = [r.sample_id for r in rows]
@@ -138,7 +143,7 @@ def main() -> None:
             features = stack.enter_context(store.ShardWriter(out / "features", ids, stamp, {}, SHARD, place))
         images = writer.folder / "images"
         synthesise(rows, writer, features, images, params, settings)
-        table = judge(rows, images, params, settings)
+        table = kept(rows, images, len(writer.shards), params)
         for name in table["image"]:
             target = out / "set" / name
             target.parent.mkdir(parents=True, exist_ok=True)

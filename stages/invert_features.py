@@ -196,7 +196,8 @@ def main() -> None:
             for i, record in store.Store(out / "records").items()]  # fmt: skip
     table = pd.DataFrame(rows, columns=["sample_id", "word", "caption", "latent_error"])
     write_atomically(out / "index.csv", table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    print(f"{out}: {len(table)} images, mean latent error {table['latent_error'].mean():.4f}")
+    error = f", mean latent error {table['latent_error'].mean():.4f}" if p.features else ""
+    print(f"{out}: {len(table)} images{error}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from maskmill.datasets.table import read_image, read_table, table_csv
 from maskmill.prompts import COLUMNS, read_csv
@@ -19,7 +20,7 @@ from maskmill.zeroshot import PRIOR_TEMPLATES, ZeroShot
 from tests.running import ROOT, assert_refused, files, run_stage, small_params
 
 SMALL = {"prompts.count": 34, "generate.steps": 1, "generate.features": True, "invert_features.steps": 1,
-         "attentioncut.size": 16}  # 34: two shards
+         "attentioncut.size": 16}  # 34: two shards, of generate three
 STAGES_WITH_PARAMETERS = ("prompts", "world", "generate", "invert_features", "attentioncut", "train_decoder", "decode",
                           "evaluate", "check_model", "pretrain")  # fmt: skip
 FILLED = {"generate": "records", "generate-features": "features"}  # scratch folder -> output
@@ -67,6 +68,26 @@ def test_generate_killed_after_a_shard_goes_on_there_and_equals_an_undisturbed_r
     assert files(place / "data/generated") == files(done / "data/generated")
 
 
+def test_what_another_clip_said_before_a_kill_is_not_kept(place, done, tiny_model):
+    shutil.copy(done / "data/prompts.csv", place / "data/prompts.csv")
+    assert run_stage("generate", cwd=place, kill_after="store.ShardFolder.put 2").code == -signal.SIGKILL
+    (place / "data/mini").unlink()
+    shutil.copytree(tiny_model, place / "data/mini")
+    path = place / "data/mini/clip/open_clip_model.safetensors"
+    save_file({k: v.flip(0) if k.endswith("attnpool.c_proj.weight") else v for k, v in load_file(path).items()}, path)
+    got = run_stage("generate", "--generate.filter", "0", cwd=place)
+    assert got.code == 0, got.err
+    made = place / "data/generated/set"
+    rows = list(csv.DictReader(open(made / "index.csv")))
+    classes = sorted({row["class"] for row in rows})
+    p = ZeroShot(str(place / "data/mini/clip"), classes).probabilities(read_image(made / r["image"]) for r in rows)
+    assert [row["clip_best"] for row in rows] == [classes[k] for k in p.argmax(1)]
+    own = [one[classes.index(row["class"])] for one, row in zip(p, rows, strict=True)]
+    np.testing.assert_allclose([float(row["clip_own"]) for row in rows], own, atol=1e-5)  # the threads differ
+    before = {row["sample_id"]: row["clip_own"] for row in csv.DictReader(open(done / "data/generated/set/index.csv"))}
+    assert any(row["clip_own"] != before[row["sample_id"]] for row in rows if row["sample_id"] in before)
+
+
 @pytest.mark.parametrize("moment", ["store.ShardFolder.put", "store.ShardWriter.assemble"])
 def test_generate_killed_between_its_two_stores_equals_an_undisturbed_run(place, done, moment):
     shutil.copy(done / "data/prompts.csv", place / "data/prompts.csv")
@@ -107,7 +128,7 @@ def test_the_words_that_images_are_inverted_with(place, done, tiny_model, world_
     labels = ["--invert_features.labels", "labels.txt"] if prior == "clip" else []
     got = run_stage("invert_features", "--invert_features.prior", prior, *labels, "--no-invert_features.features",
                     "--out", "out", cwd=place)  # fmt: skip
-    assert got.code == 0, got.err
+    assert got.code == 0 and got.out.strip() == "out: 8 images", got.out + got.err
     rows = list(csv.DictReader(open(place / "out/index.csv")))
     items = read_table(world_set)
     assert [row["sample_id"] for row in rows] == [i.sample_id for i in items]
