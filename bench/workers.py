@@ -7,7 +7,7 @@
 Then runs it with two workers again, as often as --kills says, and each time kills one of them (SIGKILL) at a random
 moment: nothing may be lost and nothing doubled, so the files must be those of one worker. Prints JSON; exit code 1 if
 any file differs. The two timed runs take turns --repeats times; the ratio is that of the shortest times. What one
-process does before and after its workers (libraries, CLIP's noise filter, copying) is part of both times.
+process does before and after its workers (libraries, copying) is part of both times.
 """
 
 from __future__ import annotations
